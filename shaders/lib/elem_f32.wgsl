@@ -1,0 +1,2 @@
+// Storage type of weights and activations. Arithmetic is f32 whatever the storage.
+alias elem = f32;

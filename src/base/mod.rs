@@ -1,0 +1,12 @@
+//! Floor 0: what every floor speaks of. Shapes, host arrays, errors, counter-based noise, the comparer.
+
+pub mod array;
+pub mod compare;
+pub mod error;
+pub mod rng;
+pub mod shape;
+
+pub use array::Array;
+pub use compare::{Comparison, Tolerance, compare};
+pub use error::{Error, Kind, Result};
+pub use shape::{DType, Shape};

@@ -1,0 +1,68 @@
+//! Shapes of tensors and the two element types of a buffer.
+
+use std::fmt;
+
+/// Element type of a tape tensor. Both are four bytes wide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DType {
+    F32,
+    /// Indices, counts and packed RGBA pixels.
+    U32,
+}
+
+/// Sizes of a tensor's axes, outermost first.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Shape(Vec<usize>);
+
+impl Shape {
+    pub fn new(dims: &[usize]) -> Self {
+        Shape(dims.to_vec())
+    }
+
+    pub fn dims(&self) -> &[usize] {
+        &self.0
+    }
+
+    pub fn rank(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Number of elements; saturates instead of wrapping, so that a limit check sees it.
+    pub fn numel(&self) -> usize {
+        self.0.iter().fold(1usize, |n, &d| n.saturating_mul(d))
+    }
+
+    /// Bytes of the tensor in a buffer (four per element).
+    pub fn bytes(&self) -> u64 {
+        (self.numel() as u64).saturating_mul(4)
+    }
+
+    /// The last axis; 1 for a scalar.
+    pub fn last(&self) -> usize {
+        self.0.last().copied().unwrap_or(1)
+    }
+
+    /// `[N, H, W, C]` of a channels-last image tensor, when it has four axes.
+    pub fn nhwc(&self) -> Option<[usize; 4]> {
+        <[usize; 4]>::try_from(self.0.as_slice()).ok()
+    }
+}
+
+impl std::ops::Index<usize> for Shape {
+    type Output = usize;
+    fn index(&self, axis: usize) -> &usize {
+        &self.0[axis]
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.0)
+    }
+}
+
+impl fmt::Debug for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.0)
+    }
+}

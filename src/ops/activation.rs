@@ -1,0 +1,172 @@
+//! Pointwise functions of one tensor: SiLU, ReLU, GELU, tanh, clamps and the affine map.
+//!
+//! y = f(x), any shape. Formulas beside [`Function`].
+
+use rayon::prelude::*;
+
+use crate::base::{DType, Result, Tolerance};
+use crate::ops::{ELEM, LINEAR_INDEX};
+use crate::params;
+use crate::plan::card::grid_1d;
+use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Op, StepView, Tape, Tensor, TwinCall, Variant};
+
+params! {
+    pub struct Params {
+        pub len: u32,
+        pub function: u32,
+        pub a: f32,
+        pub b: f32,
+    }
+}
+
+/// WGSL fragment: the functions' codes, sigmoid and tanh.
+pub(crate) const FUNCTIONS: &str = include_str!("../../shaders/lib/activation.wgsl");
+
+/// A pointwise function; its discriminant is its code in the shader.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Function {
+    Identity,
+    /// x sigmoid(x), also called swish.
+    Silu,
+    /// max(x, 0).
+    Relu,
+    /// x Phi(x) with the exact error function.
+    Gelu,
+    /// The tanh approximation of GELU, 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
+    GeluTanh,
+    Sigmoid,
+    Tanh,
+    /// x tanh(ln(1 + e^x)).
+    Mish,
+    /// x for x >= 0, slope x below.
+    LeakyRelu { slope: f32 },
+    /// limit tanh(x / limit): the soft clamp at a TAESD decoder's entry.
+    TanhClamp { limit: f32 },
+    /// scale x + shift.
+    Affine { scale: f32, shift: f32 },
+}
+
+impl Function {
+    fn code(self) -> (u32, f32, f32) {
+        match self {
+            Function::Identity => (0, 0.0, 0.0),
+            Function::Silu => (1, 0.0, 0.0),
+            Function::Relu => (2, 0.0, 0.0),
+            Function::Gelu => (3, 0.0, 0.0),
+            Function::GeluTanh => (4, 0.0, 0.0),
+            Function::Sigmoid => (5, 0.0, 0.0),
+            Function::Tanh => (6, 0.0, 0.0),
+            Function::Mish => (7, 0.0, 0.0),
+            Function::LeakyRelu { slope } => (8, slope, 0.0),
+            Function::TanhClamp { limit } => (9, limit, 0.0),
+            Function::Affine { scale, shift } => (10, scale, shift),
+        }
+    }
+}
+
+pub static OP: Op = Op {
+    name: "activation",
+    params: Params::FIELDS,
+    params_size: Params::SIZE,
+    twin,
+    cost,
+    cases,
+    bench,
+    tolerance: Tolerance { relative: 4e-6, reason: "exp and tanh of WGSL may be wrong by a few ulp; erf by 1.5e-7 absolute" },
+    variants: &[Variant {
+        name: "direct",
+        source: &[ELEM, LINEAR_INDEX, FUNCTIONS, include_str!("../../shaders/activation.wgsl")],
+        workgroup: 64,
+        constants: |_| vec![],
+        accepts: |_| true,
+        grid: |s| grid_1d(s.output.numel(), 64),
+    }],
+};
+
+impl Tape {
+    /// f(x), elementwise.
+    pub fn activation(&mut self, x: Tensor, function: Function) -> Result<Tensor> {
+        let shape = self.shape(x).clone();
+        let (code, a, b) = function.code();
+        let params = Params { len: shape.numel() as u32, function: code, a, b };
+        Ok(self.push(&OP, &params, &[x], shape.dims(), DType::F32))
+    }
+
+    /// scale x + shift.
+    pub fn affine(&mut self, x: Tensor, scale: f32, shift: f32) -> Result<Tensor> {
+        self.activation(x, Function::Affine { scale, shift })
+    }
+}
+
+/// x sigmoid(x) without overflow on either side.
+pub fn silu(x: f32) -> f32 {
+    x * sigmoid(x)
+}
+
+fn sigmoid(x: f32) -> f32 {
+    let e = (-x.abs()).exp();
+    (if x >= 0.0 { 1.0 } else { e }) / (1.0 + e)
+}
+
+fn apply(p: &Params, v: f32) -> f32 {
+    match p.function {
+        1 => silu(v),
+        2 => v.max(0.0),
+        3 => 0.5 * v * (1.0 + libm::erff(v * std::f32::consts::FRAC_1_SQRT_2)),
+        4 => 0.5 * v * (1.0 + (0.797_884_56 * (v + 0.044_715 * v * v * v)).tanh()),
+        5 => sigmoid(v),
+        6 => v.tanh(),
+        7 => v * (v.max(0.0) + (-v.abs()).exp().ln_1p()).tanh(),
+        8 => {
+            if v >= 0.0 {
+                v
+            } else {
+                p.a * v
+            }
+        }
+        9 => (v / p.a).tanh() * p.a,
+        10 => p.a * v + p.b,
+        _ => v,
+    }
+}
+
+fn twin(call: &mut TwinCall) {
+    let p: Params = call.params();
+    let x = call.inputs[0];
+    call.output.par_chunks_mut(16_384).zip(x.par_chunks(16_384)).for_each(|(y, x)| {
+        y.iter_mut().zip(x).for_each(|(y, &x)| *y = apply(&p, x));
+    });
+}
+
+fn cost(s: &StepView) -> Cost {
+    Cost { flops: 4 * s.output.numel() as u64, bytes: s.bytes() }
+}
+
+fn case(name: &'static str, function: Function) -> Case {
+    // Scale 4: both tails of every function are reached.
+    let x = CaseInput::new("x", &[3, 5, 31], Layout::Plain, Fill::Affine { scale: 4.0, shift: 0.0 });
+    Case::new(name, vec![x], move |t, i| t.activation(i[0], function))
+}
+
+fn cases() -> Vec<Case> {
+    vec![
+        case("silu", Function::Silu),
+        case("relu", Function::Relu),
+        case("gelu", Function::Gelu),
+        case("gelu_tanh", Function::GeluTanh),
+        case("sigmoid", Function::Sigmoid),
+        case("tanh", Function::Tanh),
+        case("mish", Function::Mish),
+        case("leaky_relu", Function::LeakyRelu { slope: 0.01 }),
+        case("tanh_clamp", Function::TanhClamp { limit: 3.0 }),
+        case("affine", Function::Affine { scale: -1.5, shift: 0.25 }),
+        Case::new("large", vec![CaseInput::new("x", &[2_200_000], Layout::Plain, Fill::Affine { scale: 40.0, shift: 0.0 })], |t, i| {
+            t.activation(i[0], Function::Silu)
+        })
+        .without_golden(),
+    ]
+}
+
+fn bench() -> Vec<Case> {
+    vec![Case::new("silu_1M", vec![CaseInput::plain("x", &[1 << 20])], |t, i| t.activation(i[0], Function::Silu))]
+}

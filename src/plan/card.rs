@@ -1,0 +1,229 @@
+//! An op is a value: its card holds everything that any reader of a tape needs to know about it.
+
+use crate::base::{DType, Result, Shape, Tolerance};
+use crate::plan::{Tape, Tensor};
+
+/// Work of one step, counted from its shapes. A multiply-add is two floating point operations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    pub flops: u64,
+    /// Bytes that must move at least: each input and the output once.
+    pub bytes: u64,
+}
+
+/// The shapes and parameters of one step, as a card's functions see them.
+#[derive(Clone, Copy)]
+pub struct StepView<'a> {
+    pub params: &'a [u8],
+    pub inputs: &'a [&'a Shape],
+    pub output: &'a Shape,
+}
+
+impl StepView<'_> {
+    /// The step's parameters as the op's own struct.
+    pub fn params<P: bytemuck::Pod>(&self) -> P {
+        bytemuck::pod_read_unaligned(self.params)
+    }
+
+    /// Bytes of every input and of the output, once each.
+    pub fn bytes(&self) -> u64 {
+        self.inputs.iter().map(|s| s.bytes()).sum::<u64>() + self.output.bytes()
+    }
+}
+
+/// One call of a CPU twin. Index inputs hold `u32` bits: read them with [`TwinCall::indices`].
+pub struct TwinCall<'a> {
+    pub params: &'a [u8],
+    pub inputs: &'a [&'a [f32]],
+    pub shapes: &'a [&'a Shape],
+    pub output: &'a mut [f32],
+    pub output_shape: &'a Shape,
+}
+
+impl<'a> TwinCall<'a> {
+    pub fn params<P: bytemuck::Pod>(&self) -> P {
+        bytemuck::pod_read_unaligned(self.params)
+    }
+
+    /// Input `i` as the integers that its buffer holds.
+    pub fn indices(&self, i: usize) -> &'a [u32] {
+        bytemuck::cast_slice(self.inputs[i])
+    }
+}
+
+/// A field of an op's parameter struct and its byte offset, compared with the shader's uniform struct by a test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field {
+    pub name: &'static str,
+    pub offset: usize,
+}
+
+/// How a case's input stands in a golden file (PyTorch's order) and on the tape (ours).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// The same in both.
+    Plain,
+    /// `[N, C, H, W]` there, `[N, H, W, C]` here.
+    Image,
+    /// Convolution weight: `[O, I, KH, KW]` there, `[KH, KW, I, O]` here.
+    ConvWeight,
+    /// Linear weight: `[O, I]` there, `[I, O]` here.
+    LinearWeight,
+}
+
+impl Layout {
+    /// Axis order that takes PyTorch's layout to ours.
+    pub fn order(self) -> Option<&'static [usize]> {
+        match self {
+            Layout::Plain => None,
+            Layout::Image => Some(&[0, 2, 3, 1]),
+            Layout::ConvWeight => Some(&[2, 3, 1, 0]),
+            Layout::LinearWeight => Some(&[1, 0]),
+        }
+    }
+}
+
+/// Values of a generated case input; a function of (case name, input name).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fill {
+    Normal,
+    /// Normal times `scale` plus `shift`.
+    Affine { scale: f32, shift: f32 },
+    Uniform { low: f32, high: f32 },
+    /// 0.0 or 1.0.
+    Binary,
+    /// `u32` below the bound.
+    Index(u32),
+    /// Normal, with every `n`-th value replaced by NaN, +inf and -inf in turn.
+    NonFinite(usize),
+}
+
+#[derive(Clone, Debug)]
+pub struct CaseInput {
+    pub name: &'static str,
+    /// In PyTorch's axis order.
+    pub shape: Vec<usize>,
+    pub layout: Layout,
+    pub fill: Fill,
+}
+
+pub type Record = Box<dyn Fn(&mut Tape, &[Tensor]) -> Result<Tensor> + Send + Sync>;
+
+/// One row of an op's table: it feeds goldens, GPU proofs, the bench and `naevus check`.
+pub struct Case {
+    pub name: &'static str,
+    pub inputs: Vec<CaseInput>,
+    pub record: Record,
+    /// Whether `tests/golden/<op>.safetensors` must hold this case.
+    pub golden: bool,
+}
+
+impl Case {
+    /// A case with a PyTorch golden.
+    pub fn new(name: &'static str, inputs: Vec<CaseInput>, record: impl Fn(&mut Tape, &[Tensor]) -> Result<Tensor> + Send + Sync + 'static) -> Self {
+        Case { name, inputs, record: Box::new(record), golden: true }
+    }
+
+    /// A case held only against the twin: for shapes whose golden would be large, and for the bench.
+    pub fn without_golden(mut self) -> Self {
+        self.golden = false;
+        self
+    }
+}
+
+impl CaseInput {
+    pub fn new(name: &'static str, shape: &[usize], layout: Layout, fill: Fill) -> Self {
+        CaseInput { name, shape: shape.to_vec(), layout, fill }
+    }
+
+    pub fn plain(name: &'static str, shape: &[usize]) -> Self {
+        Self::new(name, shape, Layout::Plain, Fill::Normal)
+    }
+
+    /// `[N, C, H, W]`.
+    pub fn image(name: &'static str, shape: &[usize]) -> Self {
+        Self::new(name, shape, Layout::Image, Fill::Normal)
+    }
+
+    pub fn dtype(&self) -> DType {
+        if matches!(self.fill, Fill::Index(_)) { DType::U32 } else { DType::F32 }
+    }
+
+    /// The shape in our axis order.
+    pub fn device_shape(&self) -> Vec<usize> {
+        match self.layout.order() {
+            Some(order) => order.iter().map(|&axis| self.shape[axis]).collect(),
+            None => self.shape.clone(),
+        }
+    }
+}
+
+/// One GPU kernel for an op: its idea, its WGSL, what it is meant for.
+pub struct Variant {
+    /// The idea: `direct`, `tiled`.
+    pub name: &'static str,
+    /// WGSL fragments, joined in order. WGSL's module scope is order-free.
+    pub source: &'static [&'static str],
+    /// Invocations of one workgroup.
+    pub workgroup: u32,
+    /// `override` constants for these shapes.
+    pub constants: fn(&StepView) -> Vec<(&'static str, f64)>,
+    /// Shapes for which this variant is correct and meant.
+    pub accepts: fn(&StepView) -> bool,
+    /// Workgroups to dispatch.
+    pub grid: fn(&StepView) -> [u32; 3],
+}
+
+/// The card of an op.
+pub struct Op {
+    pub name: &'static str,
+    pub params: &'static [Field],
+    pub params_size: usize,
+    pub twin: fn(&mut TwinCall),
+    pub cost: fn(&StepView) -> Cost,
+    pub cases: fn() -> Vec<Case>,
+    /// Shapes worth timing.
+    pub bench: fn() -> Vec<Case>,
+    /// GPU against twin, and twin against PyTorch in float64.
+    pub tolerance: Tolerance,
+    /// From readable to clever; the last that accepts the shapes is taken.
+    pub variants: &'static [Variant],
+}
+
+impl Op {
+    /// The variant that runs a step: the last one that accepts its shapes.
+    pub fn choose(&self, view: &StepView) -> Option<&'static Variant> {
+        self.variants.iter().rev().find(|v| (v.accepts)(view))
+    }
+}
+
+impl std::fmt::Debug for Op {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// Declares an op's parameter struct: `#[repr(C)]`, `Pod`, four-byte scalars only, with the table of its fields
+/// that a test holds against the shader's uniform struct.
+#[macro_export]
+macro_rules! params {
+    ($(#[$doc:meta])* pub struct $name:ident { $($(#[$field_doc:meta])* pub $field:ident : $type:ty),+ $(,)? }) => {
+        $(#[$doc])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+        pub struct $name { $($(#[$field_doc])* pub $field: $type),+ }
+        impl $name {
+            pub const FIELDS: &'static [$crate::plan::Field] =
+                &[$($crate::plan::Field { name: stringify!($field), offset: std::mem::offset_of!($name, $field) }),+];
+            pub const SIZE: usize = std::mem::size_of::<$name>();
+        }
+    };
+}
+
+/// Workgroups for `items` invocations in a two-dimensional grid, below the limit of 65,535 groups per axis.
+/// The shader's index is `gid.x + gid.y * num_workgroups.x * WG`.
+pub fn grid_1d(items: usize, workgroup: u32) -> [u32; 3] {
+    let groups = (items as u64).div_ceil(u64::from(workgroup)).max(1);
+    let x = groups.min(32_768);
+    [x as u32, groups.div_ceil(x) as u32, 1]
+}

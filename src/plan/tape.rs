@@ -1,0 +1,188 @@
+//! The tape: steps in call order, tensors as handles, module paths as places. Plain data with many readers.
+
+use std::sync::Arc;
+
+use crate::base::{Array, DType, Error, Kind, Result, Shape};
+use crate::plan::card::{Cost, Op, StepView};
+
+/// A handle of a tensor on one tape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tensor(pub(crate) u32);
+
+impl Tensor {
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A loaded parameter in our axis order. Cloning shares the values.
+#[derive(Clone, Debug)]
+pub struct Weight {
+    /// Name in the checkpoint.
+    pub name: Arc<str>,
+    pub array: Arc<Array>,
+}
+
+impl Weight {
+    pub fn new(name: &str, array: Array) -> Self {
+        Weight { name: name.into(), array: Arc::new(array) }
+    }
+
+    pub fn dims(&self) -> &[usize] {
+        self.array.dims()
+    }
+}
+
+#[derive(Clone, Debug)]
+pub enum TensorKind {
+    /// Written by the caller before a run.
+    Input(String),
+    Weight(Weight),
+    /// Made by a step.
+    Activation,
+}
+
+#[derive(Clone, Debug)]
+pub struct TensorInfo {
+    pub shape: Shape,
+    pub dtype: DType,
+    pub kind: TensorKind,
+    /// Module path that was open when the tensor was made.
+    pub place: String,
+}
+
+#[derive(Clone, Debug)]
+pub struct Step {
+    pub op: &'static Op,
+    pub params: Vec<u8>,
+    pub inputs: Vec<Tensor>,
+    pub output: Tensor,
+    pub place: String,
+}
+
+/// Call-order record of a computation.
+#[derive(Clone, Debug, Default)]
+pub struct Tape {
+    pub(crate) steps: Vec<Step>,
+    pub(crate) tensors: Vec<TensorInfo>,
+    pub(crate) outputs: Vec<(String, Tensor)>,
+    pub(crate) carries: Vec<(Tensor, Tensor)>,
+    pub(crate) taps: Vec<(String, Tensor)>,
+    path: Vec<String>,
+}
+
+impl Tape {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A named tensor that the caller writes before a run.
+    pub fn input(&mut self, name: &str, shape: &[usize], dtype: DType) -> Tensor {
+        self.tensor(TensorInfo { shape: Shape::new(shape), dtype, kind: TensorKind::Input(name.to_string()), place: name.to_string() })
+    }
+
+    /// A parameter; the same parameter recorded twice is one tensor.
+    pub fn weight(&mut self, weight: &Weight) -> Tensor {
+        let same = |info: &TensorInfo| matches!(&info.kind, TensorKind::Weight(w) if Arc::ptr_eq(&w.array, &weight.array));
+        if let Some(at) = self.tensors.iter().position(same) {
+            return Tensor(at as u32);
+        }
+        self.tensor(TensorInfo {
+            shape: weight.array.shape.clone(),
+            dtype: DType::F32,
+            kind: TensorKind::Weight(weight.clone()),
+            place: weight.name.to_string(),
+        })
+    }
+
+    pub fn shape(&self, tensor: Tensor) -> &Shape {
+        &self.tensors[tensor.index()].shape
+    }
+
+    pub fn dtype(&self, tensor: Tensor) -> DType {
+        self.tensors[tensor.index()].dtype
+    }
+
+    /// `[N, H, W, C]` of `tensor`, or an error at the open module path.
+    pub fn nhwc(&self, tensor: Tensor) -> Result<[usize; 4]> {
+        let shape = self.shape(tensor);
+        shape.nhwc().ok_or_else(|| self.mismatch(format!("tensor is {shape}, expected four axes [N, H, W, C]")))
+    }
+
+    /// A shape error at the open module path.
+    pub fn mismatch(&self, fact: String) -> Error {
+        Error::new(Kind::Shape, self.place(), fact)
+    }
+
+    /// The open module path, `down_blocks.0.resnets.1`.
+    pub fn place(&self) -> String {
+        self.path.join(".")
+    }
+
+    /// Records `body` under the module `name`; its result can be tapped by the module's path.
+    pub fn scope(&mut self, name: &str, body: impl FnOnce(&mut Tape) -> Result<Tensor>) -> Result<Tensor> {
+        self.path.push(name.to_string());
+        let result = body(self);
+        if let Ok(tensor) = result {
+            self.taps.push((self.place(), tensor));
+        }
+        self.path.pop();
+        result
+    }
+
+    /// Appends a step. Every op's recording function ends here, after its shape checks.
+    pub fn push<P: bytemuck::Pod>(&mut self, op: &'static Op, params: &P, inputs: &[Tensor], shape: &[usize], dtype: DType) -> Tensor {
+        let place = self.place();
+        let output = self.tensor(TensorInfo { shape: Shape::new(shape), dtype, kind: TensorKind::Activation, place: place.clone() });
+        self.steps.push(Step { op, params: bytemuck::bytes_of(params).to_vec(), inputs: inputs.to_vec(), output, place });
+        output
+    }
+
+    /// Marks a tensor that the caller reads after a run.
+    pub fn output(&mut self, name: &str, tensor: Tensor) {
+        self.outputs.push((name.to_string(), tensor));
+    }
+
+    /// After each run, `from` is copied into the input `to`: state from one replay to the next.
+    pub fn carry(&mut self, from: Tensor, to: Tensor) -> Result<()> {
+        if self.shape(from) != self.shape(to) || !matches!(self.tensors[to.index()].kind, TensorKind::Input(_)) {
+            return Err(self.mismatch(format!("carry: {} into {}", self.shape(from), self.shape(to))));
+        }
+        self.carries.push((from, to));
+        Ok(())
+    }
+
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    pub fn info(&self, tensor: Tensor) -> &TensorInfo {
+        &self.tensors[tensor.index()]
+    }
+
+    /// Module paths that can be tapped, with their tensors.
+    pub fn taps(&self) -> &[(String, Tensor)] {
+        &self.taps
+    }
+
+    /// Calls `f` with the shapes and parameters of `step`.
+    pub fn view<R>(&self, step: &Step, f: impl FnOnce(&StepView) -> R) -> R {
+        let inputs: Vec<&Shape> = step.inputs.iter().map(|&t| self.shape(t)).collect();
+        f(&StepView { params: &step.params, inputs: &inputs, output: self.shape(step.output) })
+    }
+
+    /// Cost of one step.
+    pub fn cost(&self, step: &Step) -> Cost {
+        self.view(step, |view| (step.op.cost)(view))
+    }
+
+    /// Cost of all steps.
+    pub fn total_cost(&self) -> Cost {
+        self.steps.iter().map(|s| self.cost(s)).fold(Cost::default(), |a, b| Cost { flops: a.flops + b.flops, bytes: a.bytes + b.bytes })
+    }
+
+    fn tensor(&mut self, info: TensorInfo) -> Tensor {
+        self.tensors.push(info);
+        Tensor((self.tensors.len() - 1) as u32)
+    }
+}
