@@ -1,3 +1,4 @@
 pub mod base;
+pub mod exec;
 pub mod ops;
 pub mod plan;

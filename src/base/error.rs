@@ -84,11 +84,7 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let one_line = |s: &str| s.replace(['\n', '\r'], " ");
-        if self.0.place.is_empty() {
-            write!(f, "{}", one_line(&self.0.fact))
-        } else {
-            write!(f, "{}: {}", one_line(&self.0.place), one_line(&self.0.fact))
-        }
+        if self.0.place.is_empty() { write!(f, "{}", one_line(&self.0.fact)) } else { write!(f, "{}: {}", one_line(&self.0.place), one_line(&self.0.fact)) }
     }
 }
 

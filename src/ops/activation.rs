@@ -39,11 +39,18 @@ pub enum Function {
     /// x tanh(ln(1 + e^x)).
     Mish,
     /// x for x >= 0, slope x below.
-    LeakyRelu { slope: f32 },
+    LeakyRelu {
+        slope: f32,
+    },
     /// limit tanh(x / limit): the soft clamp at a TAESD decoder's entry.
-    TanhClamp { limit: f32 },
+    TanhClamp {
+        limit: f32,
+    },
     /// scale x + shift.
-    Affine { scale: f32, shift: f32 },
+    Affine {
+        scale: f32,
+        shift: f32,
+    },
 }
 
 impl Function {

@@ -59,8 +59,7 @@ impl Tape {
         }
         let batch = shape[0];
         let spatial = shape.numel() / (batch * channels).max(1);
-        let params =
-            Params { spatial: spatial as u32, channels: channels as u32, groups: groups as u32, eps, silu: u32::from(silu), batch: batch as u32 };
+        let params = Params { spatial: spatial as u32, channels: channels as u32, groups: groups as u32, eps, silu: u32::from(silu), batch: batch as u32 };
         Ok(self.push(&OP, &params, &[x, weight, bias], shape.dims(), DType::F32))
     }
 }

@@ -88,8 +88,14 @@ impl Layout {
 pub enum Fill {
     Normal,
     /// Normal times `scale` plus `shift`.
-    Affine { scale: f32, shift: f32 },
-    Uniform { low: f32, high: f32 },
+    Affine {
+        scale: f32,
+        shift: f32,
+    },
+    Uniform {
+        low: f32,
+        high: f32,
+    },
     /// 0.0 or 1.0.
     Binary,
     /// `u32` below the bound.

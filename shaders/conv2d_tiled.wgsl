@@ -1,0 +1,70 @@
+// conv2d, register tile: an invocation makes 8 pixels of one output row x 4 channels; no workgroup memory.
+// Pixels come from the workgroup id, so loads of x are the same for the whole workgroup; channels come from the lane,
+// so loads of w lie side by side.   One group, O % 4 == 0.
+struct Params {
+    batch: u32, in_h: u32, in_w: u32, in_c: u32, out_h: u32, out_w: u32, out_c: u32, kernel_h: u32, kernel_w: u32,
+    stride_h: u32, stride_w: u32, pad_top: u32, pad_left: u32, dilation_h: u32, dilation_w: u32, groups: u32, has_bias: u32,
+}
+@group(0) @binding(0) var<uniform>             p:    Params;
+@group(0) @binding(1) var<storage, read>       x:    array<elem>;    // [N, H, W, I]
+@group(0) @binding(2) var<storage, read>       w:    array<elem4>;   // [KH, KW, I, O / 4]
+@group(0) @binding(3) var<storage, read>       bias: array<elem4>;   // [O / 4], or anything when has_bias is 0
+@group(0) @binding(4) var<storage, read_write> y:    array<elem4>;   // [N, OH, OW, O / 4]
+
+override WG: u32 = 16u;
+
+@compute @workgroup_size(WG)
+fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let o4 = p.out_c / 4u;
+    let col = wid.z * WG + lane;
+    if col >= o4 { return; }
+    let ow0 = wid.x * 8u;
+    let oh = wid.y % p.out_h;
+    let n = wid.y / p.out_h;
+    var s0 = vec4<f32>(); var s1 = vec4<f32>(); var s2 = vec4<f32>(); var s3 = vec4<f32>();
+    var s4 = vec4<f32>(); var s5 = vec4<f32>(); var s6 = vec4<f32>(); var s7 = vec4<f32>();
+    for (var kh = 0u; kh < p.kernel_h; kh++) {
+        let ih = oh * p.stride_h + kh * p.dilation_h - p.pad_top;       // above the image it wraps to a huge number
+        if ih >= p.in_h { continue; }
+        let row = (n * p.in_h + ih) * p.in_w;
+        for (var kw = 0u; kw < p.kernel_w; kw++) {
+            let iw = ow0 * p.stride_w + kw * p.dilation_w - p.pad_left;
+            // A column outside x loads column 0 and counts zero times.
+            let i0 = iw; let i1 = iw + p.stride_w; let i2 = i1 + p.stride_w; let i3 = i2 + p.stride_w;
+            let i4 = i3 + p.stride_w; let i5 = i4 + p.stride_w; let i6 = i5 + p.stride_w; let i7 = i6 + p.stride_w;
+            let m0 = select(0.0, 1.0, i0 < p.in_w); let m1 = select(0.0, 1.0, i1 < p.in_w);
+            let m2 = select(0.0, 1.0, i2 < p.in_w); let m3 = select(0.0, 1.0, i3 < p.in_w);
+            let m4 = select(0.0, 1.0, i4 < p.in_w); let m5 = select(0.0, 1.0, i5 < p.in_w);
+            let m6 = select(0.0, 1.0, i6 < p.in_w); let m7 = select(0.0, 1.0, i7 < p.in_w);
+            let a0 = (row + select(0u, i0, i0 < p.in_w)) * p.in_c; let a1 = (row + select(0u, i1, i1 < p.in_w)) * p.in_c;
+            let a2 = (row + select(0u, i2, i2 < p.in_w)) * p.in_c; let a3 = (row + select(0u, i3, i3 < p.in_w)) * p.in_c;
+            let a4 = (row + select(0u, i4, i4 < p.in_w)) * p.in_c; let a5 = (row + select(0u, i5, i5 < p.in_w)) * p.in_c;
+            let a6 = (row + select(0u, i6, i6 < p.in_w)) * p.in_c; let a7 = (row + select(0u, i7, i7 < p.in_w)) * p.in_c;
+            var at = (kh * p.kernel_w + kw) * p.in_c * o4 + col;
+            for (var i = 0u; i < p.in_c; i++) {
+                let v = vec4<f32>(w[at]);
+                at += o4;
+                s0 += m0 * f32(x[a0 + i]) * v;
+                s1 += m1 * f32(x[a1 + i]) * v;
+                s2 += m2 * f32(x[a2 + i]) * v;
+                s3 += m3 * f32(x[a3 + i]) * v;
+                s4 += m4 * f32(x[a4 + i]) * v;
+                s5 += m5 * f32(x[a5 + i]) * v;
+                s6 += m6 * f32(x[a6 + i]) * v;
+                s7 += m7 * f32(x[a7 + i]) * v;
+            }
+        }
+    }
+    var b = vec4<f32>();
+    if p.has_bias != 0u { b = vec4<f32>(bias[col]); }
+    let out = (wid.y * p.out_w + ow0) * o4 + col;
+    let count = p.out_w - ow0;
+    y[out] = elem4(s0 + b);
+    if count > 1u { y[out + o4] = elem4(s1 + b); }
+    if count > 2u { y[out + 2u * o4] = elem4(s2 + b); }
+    if count > 3u { y[out + 3u * o4] = elem4(s3 + b); }
+    if count > 4u { y[out + 4u * o4] = elem4(s4 + b); }
+    if count > 5u { y[out + 5u * o4] = elem4(s5 + b); }
+    if count > 6u { y[out + 6u * o4] = elem4(s6 + b); }
+    if count > 7u { y[out + 7u * o4] = elem4(s7 + b); }
+}

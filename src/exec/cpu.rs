@@ -1,0 +1,104 @@
+//! The CPU executor: the plan's steps through the ops' twins, on rayon's threads.
+
+use crate::base::{Error, Kind, Result, Shape};
+use crate::plan::{Plan, Session, Storage, Tensor, TensorKind, TwinCall};
+
+/// A plan with its buffers in host memory.
+pub struct CpuSession {
+    plan: Plan,
+    slots: Vec<Vec<f32>>,
+    /// Per tensor; empty for weights (read in place) and for tensors that live in a slot.
+    own: Vec<Vec<f32>>,
+}
+
+impl CpuSession {
+    /// Allocates the plan's buffers.
+    pub fn new(plan: Plan) -> Self {
+        let slots = plan.slots.iter().map(|&bytes| vec![0.0; (bytes / 4) as usize]).collect();
+        let own_len = |i: usize| {
+            let info = &plan.tape.tensors[i];
+            let is_weight = matches!(info.kind, TensorKind::Weight(_));
+            if plan.storage[i] == Storage::Own && !is_weight { info.shape.numel() } else { 0 }
+        };
+        let own = (0..plan.storage.len()).map(|i| vec![0.0; own_len(i)]).collect();
+        CpuSession { plan, slots, own }
+    }
+
+    fn values(&self, tensor: Tensor) -> &[f32] {
+        let i = tensor.index();
+        let len = self.plan.tape.shape(tensor).numel();
+        match (&self.plan.tape.tensors[i].kind, self.plan.storage[i]) {
+            (TensorKind::Weight(weight), _) => &weight.array.data,
+            (_, Storage::Slot(slot)) => &self.slots[slot][..len],
+            _ => &self.own[i],
+        }
+    }
+
+    fn run_step(&mut self, s: usize) {
+        let output = self.plan.tape.steps[s].output;
+        let place = self.plan.storage[output.index()];
+        let mut buffer = match place {
+            Storage::Slot(slot) => std::mem::take(&mut self.slots[slot]),
+            _ => std::mem::take(&mut self.own[output.index()]),
+        };
+        let step = &self.plan.tape.steps[s];
+        let inputs: Vec<&[f32]> = step.inputs.iter().map(|&t| self.values(t)).collect();
+        let shapes: Vec<&Shape> = step.inputs.iter().map(|&t| self.plan.tape.shape(t)).collect();
+        let output_shape = self.plan.tape.shape(output);
+        let len = output_shape.numel();
+        let mut call = TwinCall { params: &step.params, inputs: &inputs, shapes: &shapes, output: &mut buffer[..len], output_shape };
+        (step.op.twin)(&mut call);
+        match place {
+            Storage::Slot(slot) => self.slots[slot] = buffer,
+            _ => self.own[output.index()] = buffer,
+        }
+    }
+}
+
+impl Session for CpuSession {
+    fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    fn write_tensor(&mut self, tensor: Tensor, values: &[f32]) -> Result<()> {
+        let own = &mut self.own[tensor.index()];
+        if own.len() != values.len() {
+            let place = self.plan.tape.info(tensor).place.clone();
+            return Err(Error::new(Kind::Shape, place, format!("{} values, expected {}", values.len(), own.len())));
+        }
+        own.copy_from_slice(values);
+        Ok(())
+    }
+
+    fn run(&mut self) -> Result<()> {
+        for s in 0..self.plan.tape.steps.len() {
+            self.run_step(s);
+        }
+        for c in 0..self.plan.tape.carries.len() {
+            let (from, to) = self.plan.tape.carries[c];
+            let values = self.values(from).to_vec();
+            self.own[to.index()].copy_from_slice(&values);
+        }
+        Ok(())
+    }
+
+    fn read_tensor(&mut self, tensor: Tensor) -> Result<Vec<f32>> {
+        if !self.plan.readable(tensor) {
+            return Err(Error::new(Kind::Usage, self.plan.tape.info(tensor).place.clone(), "this tensor is not kept by the plan; tap it"));
+        }
+        Ok(self.values(tensor).to_vec())
+    }
+
+    fn first_nonfinite(&mut self) -> Result<Option<String>> {
+        for s in 0..self.plan.tape.steps.len() {
+            self.run_step(s);
+            let step = &self.plan.tape.steps[s];
+            let (output, place, op) = (step.output, step.place.clone(), step.op.name);
+            let is_float = self.plan.tape.dtype(output) == crate::base::DType::F32;
+            if is_float && self.values(output).iter().any(|v| !v.is_finite()) {
+                return Ok(Some(format!("{place} ({op})")));
+            }
+        }
+        Ok(None)
+    }
+}

@@ -1,0 +1,272 @@
+//! Two-dimensional convolution (cross-correlation, as every framework has it).
+//!
+//! y[n, oh, ow, o] = bias[o] + sum over kh, kw, i of x[n, oh sh + kh dh - top, ow sw + kw dw - left, g I/G + i] w[kh, kw, i, o]
+//! with g = o / (O/G) and zero outside x.  x: `[N, H, W, I]`; w: `[KH, KW, I/G, O]`; bias: `[O]`; y: `[N, OH, OW, O]`.
+
+use rayon::prelude::*;
+
+use crate::base::{DType, Result, Tolerance};
+use crate::ops::matmul::{Product, rows_per_task};
+use crate::ops::{ELEM, LINEAR_INDEX};
+use crate::params;
+use crate::plan::card::grid_1d;
+use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Op, StepView, Tape, Tensor, TwinCall, Variant};
+
+params! {
+    pub struct Params {
+        pub batch: u32,
+        pub in_h: u32,
+        pub in_w: u32,
+        pub in_c: u32,
+        pub out_h: u32,
+        pub out_w: u32,
+        pub out_c: u32,
+        pub kernel_h: u32,
+        pub kernel_w: u32,
+        pub stride_h: u32,
+        pub stride_w: u32,
+        pub pad_top: u32,
+        pub pad_left: u32,
+        pub dilation_h: u32,
+        pub dilation_w: u32,
+        pub groups: u32,
+        pub has_bias: u32,
+    }
+}
+
+/// Geometry of a convolution. The kernel's size is the weight's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conv2d {
+    /// Rows, columns.
+    pub stride: [usize; 2],
+    /// Zeros added at the top, bottom, left, right.
+    pub padding: [usize; 4],
+    pub dilation: [usize; 2],
+    pub groups: usize,
+}
+
+impl Default for Conv2d {
+    fn default() -> Self {
+        Conv2d { stride: [1, 1], padding: [0; 4], dilation: [1, 1], groups: 1 }
+    }
+}
+
+impl Conv2d {
+    /// The same padding on all four sides.
+    pub fn padded(padding: usize) -> Self {
+        Conv2d { padding: [padding; 4], ..Self::default() }
+    }
+
+    pub fn strided(self, stride: usize) -> Self {
+        Conv2d { stride: [stride, stride], ..self }
+    }
+}
+
+/// Output pixels of an invocation's tile in the `tiled` variant.
+const TILE_PIXELS: u32 = 8;
+
+pub static OP: Op = Op {
+    name: "conv2d",
+    params: Params::FIELDS,
+    params_size: Params::SIZE,
+    twin,
+    cost,
+    cases,
+    bench,
+    tolerance: Tolerance { relative: 2e-5, reason: "f32 sums over KH KW I <= 9 * 320 terms in another order" },
+    variants: &[
+        Variant {
+            name: "direct",
+            source: &[ELEM, LINEAR_INDEX, include_str!("../../shaders/conv2d.wgsl")],
+            workgroup: 64,
+            constants: |_| vec![],
+            accepts: |_| true,
+            grid: |s| grid_1d(s.output.numel(), 64),
+        },
+        Variant {
+            name: "tiled",
+            source: &[ELEM, include_str!("../../shaders/conv2d_tiled.wgsl")],
+            workgroup: 16,
+            constants: |_| vec![],
+            accepts: |s| {
+                let p: Params = s.params();
+                let tiles = p.out_w.div_ceil(TILE_PIXELS);
+                p.groups == 1 && p.out_c.is_multiple_of(4) && p.batch * p.out_h <= 65_535 && tiles <= 65_535
+            },
+            grid: |s| {
+                let p: Params = s.params();
+                [p.out_w.div_ceil(TILE_PIXELS), p.batch * p.out_h, p.out_c.div_ceil(4 * 16)]
+            },
+        },
+    ],
+};
+
+impl Tape {
+    /// Convolution of `x` `[N, H, W, I]` with `weight` `[KH, KW, I/G, O]`.
+    pub fn conv2d(&mut self, x: Tensor, weight: Tensor, bias: Option<Tensor>, geometry: &Conv2d) -> Result<Tensor> {
+        let [n, h, w, c] = self.nhwc(x)?;
+        let [kh, kw, per_group, out_c] = self.nhwc(weight)?;
+        let Conv2d { stride, padding: [top, bottom, left, right], dilation, groups } = *geometry;
+        if groups == 0 || per_group * groups != c || !out_c.is_multiple_of(groups) {
+            return Err(self.mismatch(format!("conv2d of {c} channels in {groups} groups: weight is [{out_c}, {per_group}, {kh}, {kw}]")));
+        }
+        if let Some(bias) = bias
+            && self.shape(bias).dims() != [out_c]
+        {
+            return Err(self.mismatch(format!("bias is {}, expected [{out_c}]", self.shape(bias))));
+        }
+        let extent = |size: usize, pads: usize, kernel: usize, stride: usize, dilation: usize| {
+            let window = (kernel.checked_sub(1)?).checked_mul(dilation)?.checked_add(1)?;
+            let room = size.checked_add(pads)?.checked_sub(window)?;
+            (stride > 0 && dilation > 0).then(|| room / stride + 1)
+        };
+        let out_h = extent(h, top + bottom, kh, stride[0], dilation[0]);
+        let out_w = extent(w, left + right, kw, stride[1], dilation[1]);
+        let (Some(out_h), Some(out_w)) = (out_h, out_w) else {
+            return Err(self.mismatch(format!("conv2d of [{n}, {c}, {h}, {w}]: the {kh}x{kw} kernel with dilation {dilation:?} does not fit")));
+        };
+        let params = Params {
+            batch: n as u32,
+            in_h: h as u32,
+            in_w: w as u32,
+            in_c: c as u32,
+            out_h: out_h as u32,
+            out_w: out_w as u32,
+            out_c: out_c as u32,
+            kernel_h: kh as u32,
+            kernel_w: kw as u32,
+            stride_h: stride[0] as u32,
+            stride_w: stride[1] as u32,
+            pad_top: top as u32,
+            pad_left: left as u32,
+            dilation_h: dilation[0] as u32,
+            dilation_w: dilation[1] as u32,
+            groups: groups as u32,
+            has_bias: u32::from(bias.is_some()),
+        };
+        // Without a bias the weight stands in its place: a binding must hold something, and it is not read.
+        Ok(self.push(&OP, &params, &[x, weight, bias.unwrap_or(weight)], &[n, out_h, out_w, out_c], DType::F32))
+    }
+}
+
+/// Bytes of a task's column panel: half of a usual second-level cache.
+const PANEL_BYTES: usize = 512 << 10;
+
+/// Column panels (im2col) of a few output pixels at a time, each multiplied by the whole weight.
+fn twin(call: &mut TwinCall) {
+    let p: Params = call.params();
+    let [x, weight, bias] = *call.inputs else { return };
+    let (in_c, out_c, groups) = (p.in_c as usize, p.out_c as usize, p.groups as usize);
+    let (ic, oc) = (in_c / groups, out_c / groups);
+    let depth = p.kernel_h as usize * p.kernel_w as usize * ic;
+    let pixels = (p.batch * p.out_h * p.out_w) as usize;
+    let pointwise = p.kernel_h * p.kernel_w * p.stride_h * p.stride_w == 1 && p.out_h == p.in_h && p.out_w == p.in_w;
+    let rows = rows_per_task(pixels, (PANEL_BYTES / (depth * 4).max(1)).clamp(16, 1024));
+    call.output.par_chunks_mut((rows * out_c).max(1)).enumerate().for_each_init(Vec::new, |columns: &mut Vec<f32>, (task, y)| {
+        let m = y.len() / out_c;
+        let accumulate = p.has_bias != 0;
+        if accumulate {
+            y.chunks_exact_mut(out_c).for_each(|row| row.copy_from_slice(bias));
+        }
+        for g in 0..groups {
+            let (a, lda) = if pointwise {
+                (&x[task * rows * in_c + g * ic..], in_c)
+            } else {
+                columns.resize(rows * depth, 0.0);
+                gather_columns(&p, x, task * rows, m, g, columns);
+                (&columns[..], depth)
+            };
+            Product { m, k: depth, n: oc, a, lda, b: &weight[g * oc..], ldb: out_c, b_transposed: false, accumulate, scale: 1.0 }.run(&mut y[g * oc..], out_c);
+        }
+    });
+}
+
+/// Writes the receptive fields of `m` output pixels from `first` on, one row `[KH, KW, I/G]` each, zero outside x.
+fn gather_columns(p: &Params, x: &[f32], first: usize, m: usize, g: usize, columns: &mut [f32]) {
+    let ic = (p.in_c / p.groups) as usize;
+    let depth = (p.kernel_h * p.kernel_w) as usize * ic;
+    let (out_h, out_w, in_w, in_c) = (p.out_h as usize, p.out_w as usize, p.in_w as usize, p.in_c as usize);
+    for (row, columns) in columns.chunks_exact_mut(depth).take(m).enumerate() {
+        let pixel = first + row;
+        let (ow, oh, n) = (pixel % out_w, pixel / out_w % out_h, pixel / out_w / out_h);
+        let image = &x[n * p.in_h as usize * in_w * in_c..];
+        for kh in 0..p.kernel_h as usize {
+            let ih = (oh * p.stride_h as usize + kh * p.dilation_h as usize).wrapping_sub(p.pad_top as usize);
+            for kw in 0..p.kernel_w as usize {
+                let iw = (ow * p.stride_w as usize + kw * p.dilation_w as usize).wrapping_sub(p.pad_left as usize);
+                let at = (kh * p.kernel_w as usize + kw) * ic;
+                let cell = &mut columns[at..at + ic];
+                if ih < p.in_h as usize && iw < in_w {
+                    let from = (ih * in_w + iw) * in_c + g * ic;
+                    cell.copy_from_slice(&image[from..from + ic]);
+                } else {
+                    cell.fill(0.0);
+                }
+            }
+        }
+    }
+}
+
+fn cost(s: &StepView) -> Cost {
+    let p: Params = s.params();
+    let terms = u64::from(p.kernel_h) * u64::from(p.kernel_w) * u64::from(p.in_c / p.groups.max(1));
+    Cost { flops: 2 * s.output.numel() as u64 * terms, bytes: s.bytes() }
+}
+
+fn case(name: &'static str, x: [usize; 4], weight: [usize; 4], bias: bool, geometry: Conv2d) -> Case {
+    let mut inputs = vec![CaseInput::image("x", &x), CaseInput::new("weight", &weight, Layout::ConvWeight, Fill::Normal)];
+    if bias {
+        inputs.push(CaseInput::plain("bias", &weight[..1]));
+    }
+    Case::new(name, inputs, move |t, i| t.conv2d(i[0], i[1], i.get(2).copied(), &geometry))
+}
+
+fn cases() -> Vec<Case> {
+    let same = Conv2d::padded(1);
+    vec![
+        case("same_3x3", [2, 5, 7, 6], [8, 5, 3, 3], true, same),
+        case("pointwise", [1, 12, 4, 5], [8, 12, 1, 1], true, Conv2d::default()),
+        case("pointwise_odd", [2, 3, 5, 3], [7, 3, 1, 1], false, Conv2d::default()),
+        case("stride_2", [1, 8, 9, 8], [12, 8, 3, 3], true, same.strided(2)),
+        case("pad_after", [1, 4, 8, 8], [4, 4, 3, 3], true, Conv2d { stride: [2, 2], padding: [0, 1, 0, 1], ..Conv2d::default() }),
+        case("uneven", [1, 3, 9, 11], [4, 3, 5, 2], true, Conv2d { stride: [2, 3], padding: [2, 1, 0, 3], dilation: [2, 1], groups: 1 }),
+        case("dilated", [1, 4, 9, 9], [8, 4, 3, 3], false, Conv2d { dilation: [2, 2], padding: [2; 4], ..Conv2d::default() }),
+        case("grouped", [2, 8, 5, 5], [12, 2, 3, 3], true, Conv2d { groups: 4, ..same }),
+        case("depthwise", [1, 6, 6, 5], [6, 1, 3, 3], true, Conv2d { groups: 6, ..same }),
+        case("stem_7x7", [1, 3, 14, 14], [8, 3, 7, 7], false, Conv2d::padded(3).strided(2)),
+        case("to_rgb", [1, 8, 6, 6], [3, 8, 3, 3], true, same),
+        case("unet_in", [2, 65, 16, 16], [96, 65, 3, 3], true, same).without_golden(),
+        case("unet_block", [2, 96, 16, 16], [192, 96, 3, 3], true, same).without_golden(),
+        case("wide", [1, 16, 3, 300], [68, 16, 3, 3], true, same).without_golden(),
+    ]
+}
+
+fn bench() -> Vec<Case> {
+    let same = Conv2d::padded(1);
+    vec![
+        case("unet_96x16x16", [8, 96, 16, 16], [96, 96, 3, 3], true, same),
+        case("unet_192x8x8", [8, 192, 8, 8], [192, 192, 3, 3], true, same),
+        case("unet_384to192x8x8", [8, 384, 8, 8], [192, 384, 3, 3], true, same),
+        case("taesd_64x64x64", [1, 64, 64, 64], [64, 64, 3, 3], true, same),
+        case("sd_320x64x64", [1, 320, 64, 64], [320, 320, 3, 3], true, same),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guards_name_what_was_found() {
+        let mut t = Tape::new();
+        let x = t.input("x", &[1, 4, 4, 6], DType::F32);
+        let w = t.input("w", &[3, 3, 5, 8], DType::F32);
+        let e = t.conv2d(x, w, None, &Conv2d::default()).unwrap_err();
+        assert_eq!(e.fact(), "conv2d of 6 channels in 1 groups: weight is [8, 5, 3, 3]");
+        let w = t.input("w2", &[7, 7, 6, 8], DType::F32);
+        assert!(t.conv2d(x, w, None, &Conv2d::default()).unwrap_err().fact().ends_with("does not fit"));
+        let w = t.input("w3", &[3, 3, 6, 8], DType::F32);
+        assert!(t.conv2d(x, w, None, &Conv2d { stride: [0, 1], ..Conv2d::default() }).is_err());
+        assert!(t.conv2d(x, w, Some(x), &Conv2d::default()).is_err());
+    }
+}

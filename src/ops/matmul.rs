@@ -1,0 +1,237 @@
+//! Matrix product with optional bias: batched, and the linear layer as its case of one shared right side.
+//!
+//! y[b, m, n] = sum_k a[b, m, k] w[b, k, n] + bias[n].  a: `[B, M, K]`; w: `[B, K, N]` or `[K, N]` for all b; bias: `[N]`.
+
+use rayon::prelude::*;
+
+use crate::base::{DType, Result, Tolerance};
+use crate::ops::{ELEM, LINEAR_INDEX};
+use crate::params;
+use crate::plan::card::grid_1d;
+use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Op, StepView, Tape, Tensor, TwinCall, Variant};
+
+params! {
+    pub struct Params {
+        pub batch: u32,
+        pub m: u32,
+        pub k: u32,
+        pub n: u32,
+        /// 1 when the right side has a batch axis.
+        pub batched: u32,
+        pub has_bias: u32,
+    }
+}
+
+/// Rows of a thread's tile in the `tiled` variant.
+const TILE_M: usize = 8;
+
+pub static OP: Op = Op {
+    name: "matmul",
+    params: Params::FIELDS,
+    params_size: Params::SIZE,
+    twin,
+    cost,
+    cases,
+    bench,
+    tolerance: Tolerance { relative: 2e-5, reason: "f32 sums over K <= 2048 in another order: about sqrt(K) half-ulps of the partial sums" },
+    variants: &[
+        Variant {
+            name: "direct",
+            source: &[ELEM, LINEAR_INDEX, include_str!("../../shaders/matmul.wgsl")],
+            workgroup: 64,
+            constants: |_| vec![],
+            accepts: |_| true,
+            grid: |s| grid_1d(s.output.numel(), 64),
+        },
+        Variant {
+            name: "tiled",
+            source: &[ELEM, include_str!("../../shaders/matmul_tiled.wgsl")],
+            workgroup: 16,
+            constants: |_| vec![],
+            accepts: |s| {
+                let p: Params = s.params();
+                p.n.is_multiple_of(4) && p.m >= 4 && p.batch <= 65_535 && p.m.div_ceil(TILE_M as u32) <= 65_535
+            },
+            grid: |s| {
+                let p: Params = s.params();
+                [p.m.div_ceil(TILE_M as u32), p.n.div_ceil(4 * 16), p.batch]
+            },
+        },
+    ],
+};
+
+impl Tape {
+    /// x w + bias over the last axis of `x` `[..., K]`; w `[K, N]`, bias `[N]`; result `[..., N]`.
+    pub fn linear(&mut self, x: Tensor, weight: Tensor, bias: Option<Tensor>) -> Result<Tensor> {
+        let shape = self.shape(x).clone();
+        let k = shape.last();
+        let &[rows, n] = self.shape(weight).dims() else {
+            return Err(self.mismatch(format!("linear weight is {}, expected two axes", self.shape(weight))));
+        };
+        if rows != k || shape.rank() < 2 {
+            return Err(self.mismatch(format!("linear of {shape}: weight takes {rows} features, expected {k}")));
+        }
+        let mut out = shape.dims().to_vec();
+        out[shape.rank() - 1] = n;
+        let m = shape.numel() / k.max(1);
+        self.product(x, weight, bias, [1, m, k, n], false, &out)
+    }
+
+    /// a b per item of the batch. a `[B, M, K]`, b `[B, K, N]`; result `[B, M, N]`.
+    pub fn matmul(&mut self, a: Tensor, b: Tensor) -> Result<Tensor> {
+        let (sa, sb) = (self.shape(a).clone(), self.shape(b).clone());
+        match (sa.dims(), sb.dims()) {
+            (&[batch, m, k], &[batch_b, k_b, n]) if batch == batch_b && k == k_b => self.product(a, b, None, [batch, m, k, n], true, &[batch, m, n]),
+            _ => Err(self.mismatch(format!("matmul of {sa} and {sb}: expected [B, M, K] and [B, K, N]"))),
+        }
+    }
+
+    fn product(&mut self, a: Tensor, w: Tensor, bias: Option<Tensor>, [batch, m, k, n]: [usize; 4], batched: bool, out: &[usize]) -> Result<Tensor> {
+        if let Some(bias) = bias
+            && self.shape(bias).dims() != [n]
+        {
+            return Err(self.mismatch(format!("bias is {}, expected [{n}]", self.shape(bias))));
+        }
+        let params = Params { batch: batch as u32, m: m as u32, k: k as u32, n: n as u32, batched: u32::from(batched), has_bias: u32::from(bias.is_some()) };
+        // Without a bias the weight stands in its place: a binding must hold something, and it is not read.
+        Ok(self.push(&OP, &params, &[a, w, bias.unwrap_or(w)], out, DType::F32))
+    }
+}
+
+/// One dense row-major product on the CPU: `c[m, n] (+)= a[m, k] b[k, n]` with row strides `lda`, `ldb`, `ldc`.
+/// `b_transposed` reads `b` as `[n, k]`. Single-threaded: callers split the rows.
+pub(crate) struct Product<'a> {
+    pub m: usize,
+    pub k: usize,
+    pub n: usize,
+    pub a: &'a [f32],
+    pub lda: usize,
+    pub b: &'a [f32],
+    pub ldb: usize,
+    pub b_transposed: bool,
+    pub accumulate: bool,
+    pub scale: f32,
+}
+
+impl Product<'_> {
+    #[allow(unsafe_code)]
+    pub(crate) fn run(&self, c: &mut [f32], ldc: usize) {
+        let (m, k, n) = (self.m, self.k, self.n);
+        if m == 0 || n == 0 {
+            return;
+        }
+        let last = |rows: usize, cols: usize, stride: usize| if rows == 0 || cols == 0 { 0 } else { (rows - 1) * stride + cols };
+        let b_len = if self.b_transposed { last(n, k, self.ldb) } else { last(k, n, self.ldb) };
+        assert!(self.a.len() >= last(m, k, self.lda) && self.b.len() >= b_len && c.len() >= last(m, n, ldc), "product: slice too short");
+        let (b_cs, b_rs) = if self.b_transposed { (self.ldb as isize, 1) } else { (1, self.ldb as isize) };
+        // SAFETY: the assertion above bounds every element that the strides reach; c is borrowed mutably, so it overlaps neither a nor b.
+        unsafe {
+            gemm::gemm(
+                m,
+                n,
+                k,
+                c.as_mut_ptr(),
+                1,
+                ldc as isize,
+                self.accumulate,
+                self.a.as_ptr(),
+                1,
+                self.lda as isize,
+                self.b.as_ptr(),
+                b_cs,
+                b_rs,
+                1.0f32,
+                self.scale,
+                false,
+                false,
+                false,
+                gemm::Parallelism::None,
+            );
+        }
+    }
+}
+
+/// Rows per task: enough tasks for every thread, few enough that packing the right side stays cheap.
+pub(crate) fn rows_per_task(rows: usize, most: usize) -> usize {
+    let threads = rayon::current_num_threads();
+    rows.div_ceil(threads * 2).next_multiple_of(8).clamp(8, most.max(8))
+}
+
+fn twin(call: &mut TwinCall) {
+    let p: Params = call.params();
+    let (m, k, n) = (p.m as usize, p.k as usize, p.n as usize);
+    let [a, w, bias] = *call.inputs else { return };
+    let rows = rows_per_task(m * p.batch as usize, 512).min(m.max(1));
+    let tasks_per_item = m.div_ceil(rows.max(1));
+    let items: Vec<(usize, &mut [f32])> = call.output.chunks_mut((m * n).max(1)).enumerate().collect();
+    items.into_par_iter().for_each(|(b, y)| {
+        let w = if p.batched != 0 { &w[b * k * n..(b + 1) * k * n] } else { w };
+        let a = &a[b * m * k..(b + 1) * m * k];
+        let tasks = y.par_chunks_mut((rows * n).max(1)).enumerate();
+        tasks.with_min_len(tasks_per_item.div_ceil(64)).for_each(|(task, y)| {
+            let m = y.len() / n;
+            let accumulate = p.has_bias != 0;
+            if accumulate {
+                y.chunks_exact_mut(n).for_each(|row| row.copy_from_slice(bias));
+            }
+            let a = &a[task * rows * k..];
+            Product { m, k, n, a, lda: k, b: w, ldb: n, b_transposed: false, accumulate, scale: 1.0 }.run(y, n);
+        });
+    });
+}
+
+fn cost(s: &StepView) -> Cost {
+    let p: Params = s.params();
+    Cost { flops: 2 * u64::from(p.batch) * u64::from(p.m) * u64::from(p.k) * u64::from(p.n), bytes: s.bytes() }
+}
+
+fn linear_case(name: &'static str, x: &[usize], n: usize, bias: bool) -> Case {
+    let k = x[x.len() - 1];
+    let mut inputs = vec![CaseInput::plain("x", x), CaseInput::new("weight", &[n, k], Layout::LinearWeight, Fill::Normal)];
+    if bias {
+        inputs.push(CaseInput::plain("bias", &[n]));
+    }
+    Case::new(name, inputs, |t, i| t.linear(i[0], i[1], i.get(2).copied()))
+}
+
+fn batched_case(name: &'static str, batch: usize, m: usize, k: usize, n: usize) -> Case {
+    Case::new(name, vec![CaseInput::plain("a", &[batch, m, k]), CaseInput::plain("b", &[batch, k, n])], |t, i| t.matmul(i[0], i[1]))
+}
+
+fn cases() -> Vec<Case> {
+    vec![
+        linear_case("linear", &[3, 24], 20, true),
+        linear_case("linear_no_bias", &[2, 5, 7], 12, false),
+        linear_case("linear_odd", &[1, 33], 7, true),
+        batched_case("batched", 3, 5, 9, 8),
+        batched_case("batched_tall", 2, 17, 4, 3),
+        linear_case("large", &[130, 192], 200, true).without_golden(),
+        linear_case("deep", &[9, 2048], 68, false).without_golden(),
+        batched_case("batched_large", 4, 65, 64, 132).without_golden(),
+    ]
+}
+
+fn bench() -> Vec<Case> {
+    vec![
+        batched_case("512x512x512", 1, 512, 512, 512),
+        linear_case("qkv_512x192", &[8, 64, 192], 192, true),
+        batched_case("1024x1024x1024", 1, 1024, 1024, 1024),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guards_name_what_was_found() {
+        let mut t = Tape::new();
+        let x = t.input("x", &[2, 3], DType::F32);
+        let w = t.input("w", &[4, 5], DType::F32);
+        let b = t.input("b", &[4], DType::F32);
+        assert_eq!(t.linear(x, w, None).unwrap_err().fact(), "linear of [2, 3]: weight takes 4 features, expected 3");
+        let w3 = t.input("w3", &[3, 5], DType::F32);
+        assert_eq!(t.linear(x, w3, Some(b)).unwrap_err().fact(), "bias is [4], expected [5]");
+        assert!(t.matmul(x, w).is_err());
+    }
+}
