@@ -1,0 +1,100 @@
+//! The machine's adapters, as data.
+
+use crate::plan::Limits;
+
+/// What an adapter is and may do.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterSummary {
+    /// Position in this machine's list; `--device <index>`.
+    pub index: usize,
+    pub name: String,
+    /// Vulkan, Metal or Dx12.
+    pub backend: String,
+    /// Driver name and version.
+    pub driver: String,
+    pub kind: AdapterKind,
+    pub f16: bool,
+    pub subgroup: Option<(u32, u32)>,
+    /// Cooperative matrix shapes, `16x16x16 f16 -> f32`.
+    pub cooperative_matrix: Vec<String>,
+    pub timestamps: bool,
+    pub limits: Limits,
+    pub workgroup_memory_bytes: u32,
+    pub invocations_per_workgroup: u32,
+    pub storage_buffers: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AdapterKind {
+    Discrete,
+    Integrated,
+    Virtual,
+    /// Vulkan on the CPU: slower than the CPU executor.
+    Software,
+    Other,
+}
+
+impl std::fmt::Display for AdapterKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            AdapterKind::Discrete => "discrete GPU",
+            AdapterKind::Integrated => "integrated GPU",
+            AdapterKind::Virtual => "virtual GPU",
+            AdapterKind::Software => "software",
+            AdapterKind::Other => "other",
+        })
+    }
+}
+
+/// Storage buffers that the widest kernel (ddim_step) binds.
+pub const STORAGE_BUFFERS: u32 = 8;
+
+/// All adapters of the backends that naevus is written for.
+pub fn adapters() -> Vec<AdapterSummary> {
+    list().iter().enumerate().map(|(index, adapter)| summary(index, adapter)).collect()
+}
+
+pub(super) fn list() -> Vec<wgpu::Adapter> {
+    let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
+    let descriptor = wgpu::InstanceDescriptor { backends, flags: wgpu::InstanceFlags::empty(), ..wgpu::InstanceDescriptor::new_without_display_handle() };
+    let instance = wgpu::Instance::new(descriptor);
+    pollster::block_on(instance.enumerate_adapters(backends))
+}
+
+pub(super) fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
+    let info = adapter.get_info();
+    let limits = adapter.limits();
+    let features = adapter.features();
+    let kind = match info.device_type {
+        wgpu::DeviceType::DiscreteGpu => AdapterKind::Discrete,
+        wgpu::DeviceType::IntegratedGpu => AdapterKind::Integrated,
+        wgpu::DeviceType::VirtualGpu => AdapterKind::Virtual,
+        wgpu::DeviceType::Cpu => AdapterKind::Software,
+        wgpu::DeviceType::Other => AdapterKind::Other,
+    };
+    let cooperative = adapter.cooperative_matrix_properties();
+    let shape = |c: &wgpu::CooperativeMatrixProperties| format!("{}x{}x{} {:?} -> {:?}", c.m_size, c.n_size, c.k_size, c.ab_type, c.cr_type);
+    AdapterSummary {
+        index,
+        name: info.name,
+        backend: format!("{:?}", info.backend),
+        driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
+        kind,
+        f16: features.contains(wgpu::Features::SHADER_F16),
+        subgroup: features.contains(wgpu::Features::SUBGROUP).then_some((info.subgroup_min_size, info.subgroup_max_size)),
+        cooperative_matrix: cooperative.iter().map(shape).collect(),
+        timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+        limits: plan_limits(&limits),
+        workgroup_memory_bytes: limits.max_compute_workgroup_storage_size,
+        invocations_per_workgroup: limits.max_compute_invocations_per_workgroup,
+        storage_buffers: limits.max_storage_buffers_per_shader_stage,
+    }
+}
+
+pub(super) fn plan_limits(limits: &wgpu::Limits) -> Limits {
+    Limits {
+        binding_bytes: limits.max_storage_buffer_binding_size,
+        buffer_bytes: limits.max_buffer_size,
+        workgroups_per_axis: limits.max_compute_workgroups_per_dimension,
+    }
+}

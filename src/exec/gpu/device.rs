@@ -1,0 +1,164 @@
+//! An open device: queue, pipelines, uploaded weights, and the errors that the driver reports out of band.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, Weak};
+
+use crate::base::{Array, Error, Kind, Result};
+use crate::exec::gpu::adapter::{self, AdapterKind, AdapterSummary};
+use crate::exec::gpu::pipeline::{Kernel, KernelKey};
+use crate::plan::{Limits, Weight};
+
+/// A device; sessions share it.
+pub struct Gpu {
+    pub(super) device: wgpu::Device,
+    pub(super) queue: wgpu::Queue,
+    pub(super) summary: AdapterSummary,
+    pub(super) timestamp_period_ns: Option<f32>,
+    pub(super) kernels: Mutex<HashMap<KernelKey, Arc<Kernel>>>,
+    weights: Mutex<HashMap<usize, (Weak<Array>, wgpu::Buffer)>>,
+    failure: Arc<Mutex<Option<String>>>,
+}
+
+impl Gpu {
+    /// Opens adapter `index` of [`super::adapters`] with no optional feature but timestamps.
+    pub fn open(index: usize) -> Result<Arc<Gpu>> {
+        let adapters = adapter::list();
+        let place = format!("--device {index}");
+        let adapter = adapters.get(index).ok_or_else(|| Error::new(Kind::Device, place, format!("this machine has {} adapters", adapters.len())))?;
+        let summary = adapter::summary(index, adapter);
+        if summary.storage_buffers < adapter::STORAGE_BUFFERS {
+            let fact = format!("{} storage buffers per shader, expected at least {}", summary.storage_buffers, adapter::STORAGE_BUFFERS);
+            return Err(Error::new(Kind::Device, summary.name, fact));
+        }
+        let timestamps = if summary.timestamps { wgpu::Features::TIMESTAMP_QUERY } else { wgpu::Features::empty() };
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("naevus"),
+            required_features: timestamps,
+            required_limits: adapter.limits(),
+            ..Default::default()
+        };
+        let opened = pollster::block_on(adapter.request_device(&descriptor));
+        let (device, queue) = opened.map_err(|e| Error::new(Kind::Device, summary.name.clone(), format!("the driver refused a device: {e}")))?;
+        let failure = Arc::new(Mutex::new(None));
+        let sink = Arc::clone(&failure);
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| note(&sink, error.to_string())));
+        let sink = Arc::clone(&failure);
+        device.set_device_lost_callback(move |reason, message| {
+            if reason != wgpu::DeviceLostReason::Destroyed {
+                note(&sink, format!("the device was lost: {message}"));
+            }
+        });
+        let timestamp_period_ns = summary.timestamps.then(|| queue.get_timestamp_period());
+        Ok(Arc::new(Gpu {
+            device,
+            queue,
+            summary,
+            timestamp_period_ns,
+            kernels: Mutex::default(),
+            weights: Mutex::default(),
+            failure,
+        }))
+    }
+
+    pub fn summary(&self) -> &AdapterSummary {
+        &self.summary
+    }
+
+    pub fn limits(&self) -> Limits {
+        self.summary.limits
+    }
+
+    /// Floating point operations of one submission: a fraction of the two seconds after which Windows resets a device,
+    /// for the slowest hardware of the kind running our slowest kernels. Software devices have no watchdog.
+    pub(super) fn submission_flops(&self) -> u64 {
+        match self.summary.kind {
+            AdapterKind::Software => u64::MAX,
+            AdapterKind::Discrete => 200_000_000_000,
+            _ => 20_000_000_000,
+        }
+    }
+
+    /// A buffer that shaders read and write and that can be copied either way.
+    pub(super) fn buffer(&self, label: &str, bytes: u64) -> Result<wgpu::Buffer> {
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(label),
+            size: bytes.max(4).next_multiple_of(4),
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        match pollster::block_on(scope.pop()) {
+            None => Ok(buffer),
+            Some(_) => Err(Error::new(Kind::Limit, label, format!("{} has no {bytes} bytes left; use a smaller batch", self.summary.name))),
+        }
+    }
+
+    /// The uploaded weight; uploaded once for all sessions that hold it.
+    pub(super) fn weight(&self, weight: &Weight) -> Result<wgpu::Buffer> {
+        let key = Arc::as_ptr(&weight.array) as usize;
+        let mut weights = lock(&self.weights);
+        weights.retain(|_, (array, _)| array.strong_count() > 0);
+        if let Some((_, buffer)) = weights.get(&key) {
+            return Ok(buffer.clone());
+        }
+        let buffer = self.buffer(&weight.name, weight.array.shape.bytes())?;
+        self.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&weight.array.data));
+        weights.insert(key, (Arc::downgrade(&weight.array), buffer.clone()));
+        Ok(buffer)
+    }
+
+    /// Waits until everything submitted has run, and reports what the driver complained of.
+    pub(super) fn wait(&self) -> Result<()> {
+        let polled = self.device.poll(wgpu::PollType::wait_indefinitely());
+        self.health()?;
+        polled.map(|_| ()).map_err(|e| Error::new(Kind::Device, self.summary.name.clone(), e.to_string()))
+    }
+
+    /// The first error that the driver reported out of band.
+    pub(super) fn health(&self) -> Result<()> {
+        match &*lock(&self.failure) {
+            None => Ok(()),
+            Some(fact) => Err(Error::new(Kind::Device, self.summary.name.clone(), fact.clone())),
+        }
+    }
+
+    /// Copies `len` values from `buffer` at `offset` values back to the host. Waits for the device.
+    pub(super) fn read_back(&self, buffer: &wgpu::Buffer, offset: usize, len: usize) -> Result<Vec<f32>> {
+        if len == 0 {
+            return Ok(Vec::new());
+        }
+        let bytes = (len * 4) as u64;
+        let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("read back"),
+            size: bytes,
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        encoder.copy_buffer_to_buffer(buffer, (offset * 4) as u64, &staging, 0, bytes);
+        self.queue.submit([encoder.finish()]);
+        let mapped = Arc::new(Mutex::new(None));
+        let sink = Arc::clone(&mapped);
+        staging.map_async(wgpu::MapMode::Read, .., move |result| *lock(&sink) = Some(result));
+        self.wait()?;
+        let failed = |fact: String| Error::new(Kind::Device, self.summary.name.clone(), fact);
+        match lock(&mapped).take() {
+            Some(Ok(())) => {}
+            Some(Err(e)) => return Err(failed(format!("reading back failed: {e}"))),
+            None => return Err(failed("reading back did not finish".to_string())),
+        }
+        let view = staging.get_mapped_range(..).map_err(|e| failed(format!("reading back failed: {e}")))?;
+        let mut values = vec![0f32; len];
+        bytemuck::cast_slice_mut::<f32, u8>(&mut values).copy_from_slice(&view);
+        Ok(values)
+    }
+}
+
+/// A lock that outlives a panic elsewhere: the values behind our locks are valid at every point.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn note(sink: &Mutex<Option<String>>, fact: String) {
+    lock(sink).get_or_insert(fact);
+}

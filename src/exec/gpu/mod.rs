@@ -1,0 +1,13 @@
+//! The GPU executor: adapters, a device with its pipelines, sessions that replay prepared bind groups, and proofs of
+//! single kernels.
+
+mod adapter;
+mod device;
+mod pipeline;
+mod proof;
+mod session;
+
+pub use adapter::{AdapterSummary, adapters};
+pub use device::Gpu;
+pub use proof::{KernelRun, Timing};
+pub use session::GpuSession;

@@ -1,0 +1,155 @@
+//! Single kernels on a device: for proofs (guard bands, poison, replay) and for timing.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::base::{Error, Kind, Result};
+use crate::exec::gpu::device::Gpu;
+use crate::exec::gpu::pipeline::{Kernel, uniform_bytes};
+use crate::plan::{Op, Tape, Variant};
+
+/// Values on each side of the output that a kernel must leave alone. 256 bytes: the offset alignment of every device.
+const GUARD: usize = 64;
+/// A NaN with a payload that no kernel computes.
+const POISON: u32 = 0x7fc0_dead;
+
+/// One kernel with its inputs on the device.
+pub struct KernelRun {
+    gpu: Arc<Gpu>,
+    kernel: Arc<Kernel>,
+    bindings: wgpu::BindGroup,
+    output: wgpu::Buffer,
+    len: usize,
+    grid: [u32; 3],
+}
+
+/// Times of repeated dispatches of one kernel.
+#[derive(Clone, Debug)]
+pub struct Timing {
+    /// Milliseconds per dispatch.
+    pub samples_ms: Vec<f64>,
+    /// `gpu` (timestamps) or `wall`.
+    pub timer: &'static str,
+}
+
+impl KernelRun {
+    /// Prepares `variant` for the single step of `tape`, with `inputs` in the step's binding order.
+    /// `source` replaces the variant's WGSL, to show that a broken shader is found.
+    pub fn new(gpu: &Arc<Gpu>, tape: &Tape, variant: &'static Variant, inputs: &[&[f32]], source: Option<&str>) -> Result<Self> {
+        let [step] = tape.steps() else {
+            return Err(Error::new(Kind::Usage, "kernel run", format!("{} steps, expected 1", tape.steps().len())));
+        };
+        let op: &'static Op = step.op;
+        let (kernel, grid) = tape.view(step, |view| {
+            let kernel = match source {
+                None => gpu.kernel(op, variant, view)?,
+                Some(source) => Arc::new(gpu.compile(op, source, variant.name, &(variant.constants)(view), inputs.len())?),
+            };
+            Ok::<_, Error>((kernel, (variant.grid)(view)))
+        })?;
+        let len = tape.shape(step.output).numel();
+        let uniform = gpu.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("parameters"),
+            size: uniform_bytes(op),
+            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        gpu.queue.write_buffer(&uniform, 0, &step.params);
+        let output = gpu.buffer("output", ((len + 2 * GUARD) * 4) as u64)?;
+        let mut buffers = Vec::with_capacity(inputs.len());
+        for values in inputs {
+            let buffer = gpu.buffer("input", (values.len() * 4) as u64)?;
+            gpu.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(values));
+            buffers.push(buffer);
+        }
+        let bound = |buffer, offset: usize, len: usize| {
+            wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset: (offset * 4) as u64, size: std::num::NonZeroU64::new((len * 4) as u64) })
+        };
+        let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: uniform.as_entire_binding() }];
+        for (at, (buffer, values)) in buffers.iter().zip(inputs).enumerate() {
+            entries.push(wgpu::BindGroupEntry { binding: at as u32 + 1, resource: bound(buffer, 0, values.len()) });
+        }
+        entries.push(wgpu::BindGroupEntry { binding: inputs.len() as u32 + 1, resource: bound(&output, GUARD, len) });
+        let bindings = gpu.device.create_bind_group(&wgpu::BindGroupDescriptor { label: Some(op.name), layout: &kernel.layout, entries: &entries });
+        gpu.health()?;
+        Ok(KernelRun { gpu: Arc::clone(gpu), kernel, bindings, output, len, grid })
+    }
+
+    /// Poisons the output, runs once, checks the guard bands, and returns the output. Unwritten values stay NaN.
+    pub fn output(&self) -> Result<Vec<f32>> {
+        let poison = vec![POISON; self.len + 2 * GUARD];
+        self.gpu.queue.write_buffer(&self.output, 0, bytemuck::cast_slice(&poison));
+        self.submit(1, None)?;
+        let values = self.gpu.read_back(&self.output, 0, self.len + 2 * GUARD)?;
+        let stray = |v: &f32| v.to_bits() != POISON;
+        if values[..GUARD].iter().any(stray) || values[GUARD + self.len..].iter().any(stray) {
+            return Err(Error::new(Kind::Numeric, "guard band", "the kernel wrote outside its output"));
+        }
+        Ok(values[GUARD..GUARD + self.len].to_vec())
+    }
+
+    /// Times the kernel: warms up, then takes samples until `budget` is spent, at least 5 and at most 200.
+    pub fn time(&self, budget: Duration) -> Result<Timing> {
+        let start = Instant::now();
+        self.submit(1, None)?;
+        self.gpu.wait()?;
+        let once = start.elapsed().max(Duration::from_micros(1));
+        // A sample repeats the dispatch until it is well above the clock and the submission's own cost.
+        let repeats = (Duration::from_millis(5).as_secs_f64() / once.as_secs_f64()).clamp(1.0, 100.0) as u32;
+        let stamps = self.gpu.timestamp_period_ns.map(|period| (self.stamps(), period));
+        let mut samples_ms = Vec::new();
+        let start = Instant::now();
+        while samples_ms.len() < 5 || (start.elapsed() < budget && samples_ms.len() < 200) {
+            let sample = Instant::now();
+            self.submit(repeats, stamps.as_ref().map(|((set, _), _)| set))?;
+            let total_ms = match &stamps {
+                Some(((set, resolved), period)) => self.resolve(set, resolved, *period)?,
+                None => {
+                    self.gpu.wait()?;
+                    sample.elapsed().as_secs_f64() * 1e3
+                }
+            };
+            samples_ms.push(total_ms / f64::from(repeats));
+        }
+        Ok(Timing { samples_ms, timer: if stamps.is_some() { "gpu" } else { "wall" } })
+    }
+
+    fn submit(&self, repeats: u32, stamps: Option<&wgpu::QuerySet>) -> Result<()> {
+        let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
+        {
+            let timestamp_writes = stamps.map(|query_set| wgpu::ComputePassTimestampWrites {
+                query_set,
+                beginning_of_pass_write_index: Some(0),
+                end_of_pass_write_index: Some(1),
+            });
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes });
+            pass.set_pipeline(&self.kernel.pipeline);
+            pass.set_bind_group(0, &self.bindings, &[0]);
+            for _ in 0..repeats {
+                pass.dispatch_workgroups(self.grid[0], self.grid[1], self.grid[2]);
+            }
+        }
+        self.gpu.queue.submit([encoder.finish()]);
+        self.gpu.health()
+    }
+
+    fn stamps(&self) -> (wgpu::QuerySet, wgpu::Buffer) {
+        let set = self.gpu.device.create_query_set(&wgpu::QuerySetDescriptor { label: None, ty: wgpu::QueryType::Timestamp, count: 2 });
+        let resolved = self.gpu.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("timestamps"),
+            size: 256,
+            usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: false,
+        });
+        (set, resolved)
+    }
+
+    fn resolve(&self, set: &wgpu::QuerySet, resolved: &wgpu::Buffer, period_ns: f32) -> Result<f64> {
+        let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
+        encoder.resolve_query_set(set, 0..2, resolved, 0);
+        self.gpu.queue.submit([encoder.finish()]);
+        let values = self.gpu.read_back(resolved, 0, 4)?;
+        let ticks: &[u64] = &bytemuck::pod_collect_to_vec(&values);
+        Ok(ticks[1].saturating_sub(ticks[0]) as f64 * f64::from(period_ns) / 1e6)
+    }
+}
