@@ -1,0 +1,163 @@
+"""Class-conditional latent inpainting with DDIM: the loop, its fixtures and its proof against recorded trajectories.
+
+Notation: x_t latents, z0 the image's own latents, hole 1 where to repaint, masked the latents of the image with its hole filled.
+"""
+
+import json
+from dataclasses import dataclass
+
+import torch
+from diffusers import DDIMScheduler, UNet2DModel
+
+from golden import taesd, unet
+from golden.files import Json, Tensors, normal, smooth_image
+
+F = torch.nn.functional
+
+
+@dataclass
+class Model:
+    index: dict
+    unet: UNet2DModel
+    scheduler: DDIMScheduler
+    encoder: torch.nn.Module
+    decoder: torch.nn.Module
+
+
+@dataclass
+class Job:
+    """What one trajectory is a function of. Tensors float64, class labels int64."""
+
+    image: torch.Tensor
+    hole: torch.Tensor
+    noise: torch.Tensor
+    class_labels: torch.Tensor
+    steps: int
+    guidance: float
+    eta: float
+    strength: float
+    variance_noise: list
+
+
+def load(directory):
+    index = json.loads((directory / "model_index.json").read_text())
+    encoder, decoder = taesd.load(directory / "vae")
+    return Model(
+        index, UNet2DModel.from_pretrained(directory / "unet").double().eval(), DDIMScheduler.from_pretrained(directory / "scheduler"), encoder, decoder
+    )
+
+
+def guided(model, x, hole, masked, t, job):
+    """eps(null) and eps(class)."""
+    inputs = torch.cat([x, hole, masked], dim=1)
+    null = torch.full_like(job.class_labels, model.index["null_class"])
+    return (model.unet(inputs, t, class_labels=labels).sample for labels in (null, job.class_labels))
+
+
+@torch.no_grad()
+def inpaint(model, job):
+    """Every intermediate of one trajectory, named as in a trajectory file."""
+    scale, cell = model.index["scaling_factor"], 8
+    scheduler = model.scheduler
+    hole_latent = F.max_pool2d(job.hole, cell)
+    hole = F.interpolate(hole_latent, scale_factor=cell, mode="nearest")
+    masked_image = job.image * (1 - hole) + model.index["masked_fill"] * hole
+    z0, masked = model.encoder(job.image) * scale, model.encoder(masked_image) * scale
+    out = {"image": job.image, "hole": hole, "hole_latent": hole_latent, "masked_image": masked_image, "z0": z0, "masked_latents": masked}
+
+    scheduler.set_timesteps(job.steps)
+    timesteps = scheduler.timesteps[job.steps - int(job.steps * job.strength) :]
+    x = job.noise if job.strength >= 1 else scheduler.add_noise(z0, job.noise, timesteps[:1])
+    for k, t in enumerate(timesteps):
+        uncond, cond = guided(model, x, hole_latent, masked, t, job)
+        if k == 0:
+            out |= {"eps_uncond_0": uncond, "eps_cond_0": cond}
+        eps = uncond + job.guidance * (cond - uncond)
+        noise = {"variance_noise": job.variance_noise[k]} if job.eta > 0 else {}
+        x = scheduler.step(eps, t, x, eta=job.eta, **noise).prev_sample
+        if model.index["reimpose_known"]:
+            known = scheduler.add_noise(z0, job.noise, timesteps[k + 1 : k + 2]) if k + 1 < len(timesteps) else z0
+            x = hole_latent * x + (1 - hole_latent) * known
+        out[f"latents_{k}"] = x
+        if job.eta > 0:
+            out[f"variance_noise_{k}"] = job.variance_noise[k]
+    decoded = model.decoder(x / scale).clamp(0, 1)
+    out |= {"noise": job.noise, "class_labels": job.class_labels.int(), "timesteps": timesteps.int()}
+    return out | {"decoded": decoded, "output": decoded * hole + job.image * (1 - hole)}
+
+
+CLASSES = ["bcc", "df", "vasc"]
+
+
+def tiny(name):
+    """A model directory of a few thousand weights, complete as a real one."""
+    latent, size = 4, 32
+    net, unet_files = unet.build(
+        f"{name}/unet", sample_size=size // 8, in_channels=2 * latent + 1, out_channels=latent, block_out_channels=(4, 8), norm_num_groups=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"), layers_per_block=1,
+        attention_head_dim=4, num_class_embeds=len(CLASSES) + 1,
+    )
+    parts, vae_files = taesd.build(f"{name}/vae", 8, latent, True)
+    # A short noise range: random weights do not denoise, and a long one would let the latents grow.
+    scheduler = DDIMScheduler(beta_start=0.0002, beta_end=0.004, beta_schedule="linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    index = {
+        "_class_name": "ClassConditionalInpaint",
+        "unet": ["diffusers", "UNet2DModel"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "vae": ["taesd", "TAESD"],
+        "image_size": size,
+        "scaling_factor": 0.75,
+        "class_names": CLASSES,
+        "null_class": len(CLASSES),
+        "unet_input": ["latents", "hole", "masked_image_latents"],
+        "hole_to_latent": "max_pool",
+        "hole_pixels": "latent_cell",
+        "masked_fill": 0.5,
+        "dilate_px": 1,
+        "reimpose_known": True,
+    }
+    files = {"model_index.json": Json(index), "scheduler/scheduler_config.json": Json(json.loads(scheduler.to_json_string()))}
+    files |= {f"unet/{path}": file for path, file in unet_files.items()} | {f"vae/{path}": file for path, file in vae_files.items()}
+    return Model(index, net, scheduler, parts["encoder"], parts["decoder"]), files
+
+
+def tiny_job(name, steps, guidance, eta, strength):
+    size, latent = (32, 32), (2, 4, 4, 4)
+    mask = torch.zeros(2, 1, *size, dtype=torch.float64)
+    mask[0, :, 9:20, 3:14] = 1
+    mask[1, :, 18:30, 8:17] = 1
+    noises = [normal((name, f"variance_noise_{k}"), latent) for k in range(steps)]
+    image = smooth_image((name, "image"), (2, 3, *size))
+    return Job(image, mask, normal((name, "noise"), latent), torch.tensor([2, 0]), steps, guidance, eta, strength, noises)
+
+
+def inpaint_tiny():
+    name = "inpaint-tiny"
+    model, files = tiny(name)
+    for file, steps, guidance, eta, strength in (("io", 6, 2.5, 0.5, 1.0), ("io-strength", 10, 1.5, 0.0, 0.6)):
+        job = tiny_job(f"{name}/{file}", steps, guidance, eta, strength)
+        mask, dilate_px = job.hole, model.index["dilate_px"]
+        job.hole = F.max_pool2d(mask, 2 * dilate_px + 1, stride=1, padding=dilate_px)
+        settings = {"steps": str(steps), "guidance": str(guidance), "eta": str(eta), "strength": str(strength)}
+        files[f"{file}.safetensors"] = Tensors({"mask": mask, **inpaint(model, job)}, settings)
+    return {f"models/{name}/{path}": file for path, file in files.items()}
+
+
+def prove(reference):
+    """The worst relative difference (of the rms) from the trajectories recorded with real weights, per file."""
+    from safetensors import safe_open
+
+    model = load(reference / "inpaint-ham128")
+    for path in sorted((reference / "golden").glob("inpaint-*.safetensors")):
+        with safe_open(path, "pt") as file:
+            told, settings = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()
+        noises = [told[f"variance_noise_{k}"].double() for k in range(len(told["timesteps"]))] if float(settings["eta"]) > 0 else []
+        job = Job(
+            *(told[key].double() for key in ("image", "hole", "noise")), told["class_labels"].long(),
+            int(settings["steps"]), float(settings["guidance"]), float(settings["eta"]), float(settings["strength"]), noises,
+        )
+        ours = inpaint(model, job)
+        yield path.name, {key: float((ours[key] - value).abs().max() / value.double().pow(2).mean().sqrt()) for key, value in told.items()}
+
+
+FIXTURES = {"models/inpaint-tiny": inpaint_tiny}
