@@ -29,10 +29,10 @@ fn main(@builtin(global_invocation_id) gid: vec3<u32>, @builtin(num_workgroups) 
         for (var kw = 0u; kw < p.kernel_w; kw++) {
             let iw = ow * p.stride_w + kw * p.dilation_w - p.pad_left;
             if iw >= p.in_w { continue; }
-            let from = ((n * p.in_h + ih) * p.in_w + iw) * p.in_c + c0;
+            let start = ((n * p.in_h + ih) * p.in_w + iw) * p.in_c + c0;
             let tap = (kh * p.kernel_w + kw) * per_group * p.out_c + o;
             for (var i = 0u; i < per_group; i++) {
-                sum += f32(x[from + i]) * f32(w[tap + i * p.out_c]);
+                sum += f32(x[start + i]) * f32(w[tap + i * p.out_c]);
             }
         }
     }

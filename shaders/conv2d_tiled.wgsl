@@ -29,29 +29,29 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         let row = (n * p.in_h + ih) * p.in_w;
         for (var kw = 0u; kw < p.kernel_w; kw++) {
             let iw = ow0 * p.stride_w + kw * p.dilation_w - p.pad_left;
-            // A column outside x loads column 0 and counts zero times.
+            // A column outside x loads column 0 and counts as zero.
             let i0 = iw; let i1 = iw + p.stride_w; let i2 = i1 + p.stride_w; let i3 = i2 + p.stride_w;
             let i4 = i3 + p.stride_w; let i5 = i4 + p.stride_w; let i6 = i5 + p.stride_w; let i7 = i6 + p.stride_w;
-            let m0 = select(0.0, 1.0, i0 < p.in_w); let m1 = select(0.0, 1.0, i1 < p.in_w);
-            let m2 = select(0.0, 1.0, i2 < p.in_w); let m3 = select(0.0, 1.0, i3 < p.in_w);
-            let m4 = select(0.0, 1.0, i4 < p.in_w); let m5 = select(0.0, 1.0, i5 < p.in_w);
-            let m6 = select(0.0, 1.0, i6 < p.in_w); let m7 = select(0.0, 1.0, i7 < p.in_w);
-            let a0 = (row + select(0u, i0, i0 < p.in_w)) * p.in_c; let a1 = (row + select(0u, i1, i1 < p.in_w)) * p.in_c;
-            let a2 = (row + select(0u, i2, i2 < p.in_w)) * p.in_c; let a3 = (row + select(0u, i3, i3 < p.in_w)) * p.in_c;
-            let a4 = (row + select(0u, i4, i4 < p.in_w)) * p.in_c; let a5 = (row + select(0u, i5, i5 < p.in_w)) * p.in_c;
-            let a6 = (row + select(0u, i6, i6 < p.in_w)) * p.in_c; let a7 = (row + select(0u, i7, i7 < p.in_w)) * p.in_c;
+            let m0 = i0 < p.in_w; let m1 = i1 < p.in_w;
+            let m2 = i2 < p.in_w; let m3 = i3 < p.in_w;
+            let m4 = i4 < p.in_w; let m5 = i5 < p.in_w;
+            let m6 = i6 < p.in_w; let m7 = i7 < p.in_w;
+            let a0 = (row + select(0u, i0, m0)) * p.in_c; let a1 = (row + select(0u, i1, m1)) * p.in_c;
+            let a2 = (row + select(0u, i2, m2)) * p.in_c; let a3 = (row + select(0u, i3, m3)) * p.in_c;
+            let a4 = (row + select(0u, i4, m4)) * p.in_c; let a5 = (row + select(0u, i5, m5)) * p.in_c;
+            let a6 = (row + select(0u, i6, m6)) * p.in_c; let a7 = (row + select(0u, i7, m7)) * p.in_c;
             var at = (kh * p.kernel_w + kw) * p.in_c * o4 + col;
             for (var i = 0u; i < p.in_c; i++) {
                 let v = vec4<f32>(w[at]);
                 at += o4;
-                s0 += m0 * f32(x[a0 + i]) * v;
-                s1 += m1 * f32(x[a1 + i]) * v;
-                s2 += m2 * f32(x[a2 + i]) * v;
-                s3 += m3 * f32(x[a3 + i]) * v;
-                s4 += m4 * f32(x[a4 + i]) * v;
-                s5 += m5 * f32(x[a5 + i]) * v;
-                s6 += m6 * f32(x[a6 + i]) * v;
-                s7 += m7 * f32(x[a7 + i]) * v;
+                s0 += select(0.0, f32(x[a0 + i]), m0) * v;
+                s1 += select(0.0, f32(x[a1 + i]), m1) * v;
+                s2 += select(0.0, f32(x[a2 + i]), m2) * v;
+                s3 += select(0.0, f32(x[a3 + i]), m3) * v;
+                s4 += select(0.0, f32(x[a4 + i]), m4) * v;
+                s5 += select(0.0, f32(x[a5 + i]), m5) * v;
+                s6 += select(0.0, f32(x[a6 + i]), m6) * v;
+                s7 += select(0.0, f32(x[a7 + i]), m7) * v;
             }
         }
     }

@@ -1,0 +1,69 @@
+//! Proof of kernels on a device: every case and variant of an op against its CPU twin, with guard bands, poison and replay.
+
+use std::sync::Arc;
+
+use crate::base::{DType, Result, Tolerance, compare};
+use crate::exec::gpu::{Gpu, KernelRun};
+use crate::ops::case;
+use crate::plan::{Case, Op, Variant};
+
+/// One proof.
+#[derive(Clone, Debug)]
+pub struct Proof {
+    pub op: &'static str,
+    pub variant: &'static str,
+    pub case: &'static str,
+    pub passed: bool,
+    /// Largest error as a share of the expected values' root mean square.
+    pub worst: f64,
+    /// One line: the error, or what failed.
+    pub what: String,
+}
+
+/// Proves every case and variant of `op` on `gpu`.
+pub fn prove_op(gpu: &Arc<Gpu>, op: &'static Op) -> Vec<Proof> {
+    let mut proofs = Vec::new();
+    for case in (op.cases)() {
+        for variant in op.variants {
+            proofs.extend(prove_case(gpu, op, &case, variant, None));
+        }
+    }
+    proofs
+}
+
+/// Proves one case with one variant; `None` where the variant does not take the case's shapes.
+/// `source` replaces the variant's WGSL.
+pub fn prove_case(gpu: &Arc<Gpu>, op: &'static Op, case: &Case, variant: &'static Variant, source: Option<&str>) -> Option<Proof> {
+    let failed = |what: String| Proof { op: op.name, variant: variant.name, case: case.name, passed: false, worst: f64::INFINITY, what };
+    match try_prove(gpu, op, case, variant, source) {
+        Ok(proof) => proof,
+        Err(e) => Some(failed(e.to_string())),
+    }
+}
+
+fn try_prove(gpu: &Arc<Gpu>, op: &'static Op, case: &Case, variant: &'static Variant, source: Option<&str>) -> Result<Option<Proof>> {
+    let inputs = case::generated_inputs(op, case);
+    let (tape, _) = case::record(case)?;
+    if !tape.view(&tape.steps()[0], |view| (variant.accepts)(view)) {
+        return Ok(None);
+    }
+    let (expected, dtype) = case::run_twin(case, &inputs)?;
+    let run = KernelRun::new(gpu, &tape, variant, &case::bound(&tape, &inputs), source)?;
+    let actual = run.output()?;
+    let again = run.output()?;
+    let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    let proof = |passed, worst, what| Some(Proof { op: op.name, variant: variant.name, case: case.name, passed, worst, what });
+    if bits(&actual) != bits(&again) {
+        return Ok(proof(false, f64::INFINITY, "two runs gave different bytes".to_string()));
+    }
+    let comparison = match dtype {
+        DType::F32 => compare(&actual, &expected.data, op.tolerance),
+        // Integers as numbers: exact below 2^24 and wrong loudly above.
+        DType::U32 => compare(&as_numbers(&actual), &as_numbers(&expected.data), Tolerance { relative: op.tolerance.relative, ..Tolerance::EXACT }),
+    };
+    Ok(proof(comparison.passed, comparison.worst, comparison.what))
+}
+
+fn as_numbers(values: &[f32]) -> Vec<f32> {
+    values.iter().flat_map(|v| v.to_bits().to_le_bytes()).map(f32::from).collect()
+}
