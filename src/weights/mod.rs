@@ -1,0 +1,14 @@
+//! Floor 1: safetensors files and the configurations beside them. Every name and field is accounted for: what a model
+//! asks for and does not find, finds in another shape, or leaves unread is one error that lists all of it.
+
+pub mod config;
+mod header;
+mod json;
+pub mod scope;
+pub mod store;
+pub mod write;
+
+pub use config::Config;
+pub use scope::{Account, Scope};
+pub use store::{Entry, Store, read_all};
+pub use write::{Writer, write};

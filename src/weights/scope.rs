@@ -1,0 +1,254 @@
+//! Loading is accounting. A [`Scope`] is a store and a prefix: layers ask it for weights by the checkpoint's own names.
+//! Nothing fails on the way; at the end one error lists all that is missing, misshapen, unusable or unread.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::rc::Rc;
+
+use crate::base::error::edit_distance;
+use crate::base::{Array, Error, Kind, Result, Shape};
+use crate::plan::{Layout, Weight};
+use crate::weights::Store;
+use crate::weights::json::shorten;
+
+/// How many names of each sort an error lists before it counts.
+const LISTED: usize = 8;
+/// Names longer than this are not compared when the nearest is sought.
+const LONGEST_COMPARED: usize = 160;
+
+/// A place in a checkpoint, `down_blocks.0.resnets.1`. Clones share the account.
+#[derive(Clone)]
+pub struct Scope {
+    ledger: Rc<Ledger>,
+    prefix: String,
+    name: String,
+}
+
+struct Ledger {
+    model: String,
+    store: Store,
+    book: RefCell<Book>,
+}
+
+#[derive(Default)]
+struct Book {
+    used: BTreeSet<String>,
+    missing: BTreeSet<String>,
+    faults: Vec<String>,
+    fault_count: usize,
+    droppings: Vec<&'static str>,
+    parameters: u64,
+}
+
+/// What was loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// Numbers in all parameters (buffers such as running means are not parameters).
+    pub parameters: u64,
+    /// Names in the file that the model does not need and says so.
+    pub dropped: Vec<String>,
+}
+
+impl Scope {
+    /// The root of the checkpoint at `path`; `model` names it in errors.
+    pub fn open(path: &Path, model: &str) -> Result<Scope> {
+        Ok(Scope::new(Store::open(path).map_err(|e| e.within(model))?, model))
+    }
+
+    pub fn new(store: Store, model: &str) -> Scope {
+        let ledger = Ledger { model: model.to_string(), store, book: RefCell::default() };
+        Scope { ledger: Rc::new(ledger), prefix: String::new(), name: String::new() }
+    }
+
+    /// The scope of the submodule `name`, which may hold several steps: `resnets.0`.
+    pub fn child(&self, name: &str) -> Scope {
+        Scope { ledger: Rc::clone(&self.ledger), prefix: self.full(name), name: name.to_string() }
+    }
+
+    /// The name that this scope has in its parent: what the module opens on a tape.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The store behind the scope.
+    pub fn store(&self) -> &Store {
+        &self.ledger.store
+    }
+
+    /// Whether the checkpoint holds `name` here. Asking is not using.
+    pub fn has(&self, name: &str) -> bool {
+        self.ledger.store.shape(&self.full(name)).is_some()
+    }
+
+    /// Shape of `name` in PyTorch's axis order. Asking is not using.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.ledger.store.shape(&self.full(name))
+    }
+
+    /// The parameter `name`, expected in the shape `expected` (PyTorch's axis order), as f32 in ours.
+    /// When it can't be had this is noted for [`Scope::finish`], and the result has the right shape but no values.
+    pub fn weight(&self, name: &str, expected: &[usize], layout: Layout) -> Weight {
+        let weight = self.buffer(name, expected, layout);
+        self.ledger.book.borrow_mut().parameters += weight.array.data.len() as u64;
+        weight
+    }
+
+    /// Like [`Scope::weight`] for what PyTorch calls a buffer: it is not counted as a parameter.
+    pub fn buffer(&self, name: &str, expected: &[usize], layout: Layout) -> Weight {
+        let full = self.full(name);
+        let array = self.values(&full, expected).map(|values| Array { shape: Shape::new(expected), data: values });
+        let array = match (array, layout.order()) {
+            (Some(array), Some(order)) => array.permute(order),
+            (Some(array), None) => array,
+            (None, order) => {
+                let dims: Vec<usize> = order.map_or(expected.to_vec(), |order| order.iter().map(|&axis| expected[axis]).collect());
+                Array { shape: Shape::new(&dims), data: Vec::new() }
+            }
+        };
+        Weight::new(&full, array)
+    }
+
+    /// Values of `full` in the file's order; None and a note when they are not there or not as expected.
+    fn values(&self, full: &str, expected: &[usize]) -> Option<Vec<f32>> {
+        let store = &self.ledger.store;
+        let Some(shape) = store.shape(full) else {
+            self.ledger.book.borrow_mut().missing.insert(full.to_string());
+            return None;
+        };
+        self.ledger.book.borrow_mut().used.insert(full.to_string());
+        if shape != expected {
+            self.note(format!("{full} is {shape:?}, expected {expected:?}"));
+            return None;
+        }
+        let Some(values) = store.floats(full) else {
+            let dtype = store.dtype(full).map_or(String::new(), |d| d.to_string());
+            self.note(format!("{full} has dtype {dtype}, expected F32, F16, BF16 or F64"));
+            return None;
+        };
+        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+            self.note(format!("{full} holds {} at element {at}, expected finite values", values[at]));
+            return None;
+        }
+        Some(values)
+    }
+
+    /// Notes that the module can't be made, for [`Scope::finish`]: `fact` says what was found and expected.
+    pub fn fault(&self, fact: &str) {
+        let place = if self.prefix.is_empty() { String::new() } else { format!("{}: ", self.prefix) };
+        self.note(format!("{place}{fact}"));
+    }
+
+    fn note(&self, text: String) {
+        let mut book = self.ledger.book.borrow_mut();
+        book.fault_count += 1;
+        if book.faults.len() < LISTED {
+            book.faults.push(text);
+        }
+    }
+
+    /// Declares names that this model's checkpoints hold and nobody needs: `num_batches_tracked` covers that name and
+    /// every `....num_batches_tracked`.
+    pub fn droppings(&self, names: &[&'static str]) {
+        self.ledger.book.borrow_mut().droppings.extend(names);
+    }
+
+    /// Closes the account: fails with one error that lists everything missing, misshapen, unusable and unread.
+    pub fn finish(&self) -> Result<Account> {
+        let book = self.ledger.book.borrow();
+        let is_dropped = |name: &str| book.droppings.iter().any(|d| name == *d || name.strip_suffix(d).is_some_and(|rest| rest.ends_with('.')));
+        let (dropped, unused): (Vec<&str>, Vec<&str>) = self.ledger.store.names().filter(|name| !book.used.contains(*name)).partition(|name| is_dropped(name));
+        let mut facts = book.faults.clone();
+        if book.fault_count > facts.len() {
+            facts.push(format!("and {} more", book.fault_count - facts.len()));
+        }
+        if !book.missing.is_empty() {
+            let with_nearest = |name: &String| nearest(name, &unused).map_or(shorten(name), |near| format!("{} (nearest {near})", shorten(name)));
+            facts.push(format!("missing {}", list(book.missing.iter().map(with_nearest), book.missing.len())));
+        }
+        if !unused.is_empty() {
+            facts.push(format!("unused {}", list(unused.iter().map(|name| shorten(name)), unused.len())));
+        }
+        if facts.is_empty() {
+            return Ok(Account { parameters: book.parameters, dropped: dropped.into_iter().map(str::to_string).collect() });
+        }
+        Err(Error::new(Kind::Weights, &self.ledger.model, facts.join("; ")).remark(self.ledger.store.place()))
+    }
+
+    fn full(&self, name: &str) -> String {
+        if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
+    }
+}
+
+fn list(names: impl Iterator<Item = String>, count: usize) -> String {
+    let shown: Vec<String> = names.take(LISTED).collect();
+    let more = if count > LISTED { format!(" and {} more", count - LISTED) } else { String::new() };
+    shown.join(", ") + &more
+}
+
+/// The unread name that is most like `name`, when a third or less of it differs. Work is bounded by the names' length.
+fn nearest<'a>(name: &str, candidates: &[&'a str]) -> Option<&'a str> {
+    let allowed = name.len() / 3;
+    let close = candidates.iter().filter(|c| c.len() <= LONGEST_COMPARED && c.len().abs_diff(name.len()) <= allowed).take(4096);
+    let best = close.map(|c| (edit_distance(name, c), *c)).min()?;
+    (name.len() <= LONGEST_COMPARED && best.0 <= allowed).then_some(best.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::Writer;
+
+    fn scope(tensors: &[(&str, &[usize], f32)]) -> Scope {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        let mut writer = Writer::new();
+        for (name, shape, value) in tensors {
+            writer.f32(name, shape, vec![*value; shape.iter().product()]).unwrap();
+        }
+        writer.write(&path).unwrap();
+        Scope::open(&path, "unet").unwrap()
+    }
+
+    #[test]
+    fn axes_are_ours_and_parameters_are_counted() {
+        let s = scope(&[("conv.weight", &[4, 3, 1, 2], 1.0), ("bn.running_mean", &[4], 0.0), ("bn.num_batches_tracked", &[], 0.0)]);
+        let w = s.child("conv").weight("weight", &[4, 3, 1, 2], Layout::ConvWeight);
+        assert_eq!((w.dims(), &*w.name), (&[1usize, 2, 3, 4][..], "conv.weight"));
+        s.buffer("bn.running_mean", &[4], Layout::Plain);
+        s.droppings(&["num_batches_tracked"]);
+        let account = s.finish().unwrap();
+        assert_eq!((account.parameters, account.dropped), (24, vec!["bn.num_batches_tracked".to_string()]));
+    }
+
+    #[test]
+    fn one_error_lists_everything() {
+        let s = scope(&[("conv_in.weight", &[8, 4, 3, 3], 0.0), ("conv_out.wieght", &[1], 0.0), ("x_num_batches_tracked", &[1], 0.0), ("nan", &[2], f32::NAN)]);
+        let w = s.weight("conv_in.weight", &[8, 9, 3, 3], Layout::ConvWeight);
+        assert_eq!((w.dims(), w.array.data.len()), (&[3usize, 3, 9, 8][..], 0));
+        s.weight("conv_out.weight", &[1], Layout::Plain);
+        s.weight("nan", &[2], Layout::Plain);
+        s.child("norm").fault("3 groups do not divide 8 channels");
+        s.droppings(&["num_batches_tracked"]);
+        let error = s.finish().unwrap_err();
+        let text = error.to_string();
+        let want = "unet: conv_in.weight is [8, 4, 3, 3], expected [8, 9, 3, 3]; nan holds NaN at element 0, expected finite values; \
+                    norm: 3 groups do not divide 8 channels; missing conv_out.weight (nearest conv_out.wieght); \
+                    unused conv_out.wieght, x_num_batches_tracked (";
+        assert!(text.starts_with(want), "{text}");
+        assert!(text.ends_with("model.safetensors)"));
+        assert_eq!(error.kind(), Kind::Weights);
+    }
+
+    #[test]
+    fn long_lists_are_counted_and_huge_shapes_cost_nothing() {
+        let names: Vec<String> = (0..40).map(|i| format!("layer.{i}.weight")).collect();
+        let tensors: Vec<(&str, &[usize], f32)> = names.iter().map(|n| (n.as_str(), &[1usize][..], 0.0)).collect();
+        let s = scope(&tensors);
+        for i in 0..100 {
+            s.weight(&format!("block.{i}"), &[65_536, 65_536, 65_536, 65_536], Layout::ConvWeight);
+        }
+        let text = s.finish().unwrap_err().to_string();
+        assert!(text.contains("and 92 more; unused") && text.contains("and 32 more (") && text.len() < 1000, "{text}");
+    }
+}
