@@ -1,4 +1,5 @@
 pub mod base;
+pub mod cli;
 pub mod exec;
 pub mod ops;
 pub mod plan;

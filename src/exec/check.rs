@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::base::{DType, Result, Tolerance, compare};
+use crate::base::{Comparison, DType, Result, compare};
 use crate::exec::gpu::{Gpu, KernelRun};
 use crate::ops::case;
+use crate::ops::golden::Goldens;
 use crate::plan::{Case, Op, Variant};
 
 /// One proof.
@@ -18,6 +19,27 @@ pub struct Proof {
     pub worst: f64,
     /// One line: the error, or what failed.
     pub what: String,
+}
+
+/// Proves the twin of `op` on every golden case against PyTorch's float64 result.
+pub fn prove_twin(op: &'static Op) -> Vec<Proof> {
+    let proof = |case, passed, worst, what| Proof { op: op.name, variant: "twin", case, passed, worst, what };
+    let goldens = match Goldens::of(op) {
+        Ok(goldens) => goldens,
+        Err(e) => return vec![proof("-", false, f64::INFINITY, e.to_string())],
+    };
+    let mut proofs = Vec::new();
+    for case in (op.cases)().iter().filter(|case| case.golden) {
+        let compared = goldens.inputs(case).and_then(|inputs| {
+            let (actual, dtype) = case::run_twin(case, &inputs)?;
+            Ok(judge(op, dtype, &actual.to_channels_first().data, &goldens.expected(case)?.data))
+        });
+        proofs.push(match compared {
+            Ok(c) => proof(case.name, c.passed, c.worst, c.what),
+            Err(e) => proof(case.name, false, f64::INFINITY, e.to_string()),
+        });
+    }
+    proofs
 }
 
 /// Proves every case and variant of `op` on `gpu`.
@@ -56,12 +78,16 @@ fn try_prove(gpu: &Arc<Gpu>, op: &'static Op, case: &Case, variant: &'static Var
     if bits(&actual) != bits(&again) {
         return Ok(proof(false, f64::INFINITY, "two runs gave different bytes".to_string()));
     }
-    let comparison = match dtype {
-        DType::F32 => compare(&actual, &expected.data, op.tolerance),
-        // Integers as numbers: exact below 2^24 and wrong loudly above.
-        DType::U32 => compare(&as_numbers(&actual), &as_numbers(&expected.data), Tolerance { relative: op.tolerance.relative, ..Tolerance::EXACT }),
-    };
+    let comparison = judge(op, dtype, &actual, &expected.data);
     Ok(proof(comparison.passed, comparison.worst, comparison.what))
+}
+
+/// Integers are compared byte by byte as numbers: counts and packed pixels alike.
+fn judge(op: &Op, dtype: DType, actual: &[f32], expected: &[f32]) -> Comparison {
+    match dtype {
+        DType::F32 => compare(actual, expected, op.tolerance),
+        DType::U32 => compare(&as_numbers(actual), &as_numbers(expected), op.tolerance),
+    }
 }
 
 fn as_numbers(values: &[f32]) -> Vec<f32> {

@@ -82,6 +82,19 @@ impl Session for CpuSession {
         Ok(())
     }
 
+    fn run_timed(&mut self) -> Result<Vec<f64>> {
+        let timed = |session: &mut Self, s| {
+            let start = std::time::Instant::now();
+            session.run_step(s);
+            start.elapsed().as_secs_f64() * 1e3
+        };
+        Ok((0..self.plan.tape.steps.len()).map(|s| timed(self, s)).collect())
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     fn read_tensor(&mut self, tensor: Tensor) -> Result<Vec<f32>> {
         if !self.plan.readable(tensor) {
             return Err(Error::new(Kind::Usage, self.plan.tape.info(tensor).place.clone(), "this tensor is not kept by the plan; tap it"));

@@ -4,6 +4,7 @@ pub mod activation;
 pub mod attention;
 pub mod case;
 pub mod conv2d;
+pub mod golden;
 pub mod group_norm;
 pub mod matmul;
 

@@ -20,6 +20,12 @@ pub trait Session {
     /// Carries are not done.
     fn first_nonfinite(&mut self) -> Result<Option<String>>;
 
+    /// Runs once and returns the milliseconds of each step, measured one step at a time on the host's clock.
+    fn run_timed(&mut self) -> Result<Vec<f64>>;
+
+    /// Waits until everything that was started has finished.
+    fn finish(&mut self) -> Result<()>;
+
     /// Writes the input `name`.
     fn write(&mut self, name: &str, values: &[f32]) -> Result<()> {
         let tensor = self.plan().input(name)?;

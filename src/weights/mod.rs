@@ -2,6 +2,7 @@
 //! asks for and does not find, finds in another shape, or leaves unread is one error that lists all of it.
 
 pub mod config;
+pub mod embedded;
 mod header;
 mod json;
 pub mod scope;

@@ -7,7 +7,7 @@ mod pipeline;
 mod proof;
 mod session;
 
-pub use adapter::{AdapterSummary, adapters};
+pub use adapter::{AdapterKind, AdapterSummary, adapters};
 pub use device::Gpu;
 pub use proof::{KernelRun, Timing};
 pub use session::GpuSession;

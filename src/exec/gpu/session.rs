@@ -46,6 +46,14 @@ impl GpuSession {
         self.buffers[tensor.index()].as_ref().ok_or_else(missing)
     }
 
+    /// One step in a submission of its own.
+    fn submit(&self, s: usize) -> Result<()> {
+        let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
+        self.encode(&mut encoder, s..s + 1);
+        self.gpu.queue.submit([encoder.finish()]);
+        self.gpu.health()
+    }
+
     fn encode(&self, encoder: &mut wgpu::CommandEncoder, range: std::ops::Range<usize>) {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
         for dispatch in &self.dispatches[range] {
@@ -90,6 +98,21 @@ impl Session for GpuSession {
         self.gpu.health()
     }
 
+    fn run_timed(&mut self) -> Result<Vec<f64>> {
+        let mut times = Vec::with_capacity(self.dispatches.len());
+        for s in 0..self.dispatches.len() {
+            let start = std::time::Instant::now();
+            self.submit(s)?;
+            self.gpu.wait()?;
+            times.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+        Ok(times)
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.gpu.wait()
+    }
+
     fn read_tensor(&mut self, tensor: Tensor) -> Result<Vec<f32>> {
         if !self.plan.readable(tensor) {
             return Err(Error::new(Kind::Usage, self.plan.tape.info(tensor).place.clone(), "this tensor is not kept by the plan; tap it"));
@@ -100,9 +123,7 @@ impl Session for GpuSession {
 
     fn first_nonfinite(&mut self) -> Result<Option<String>> {
         for s in 0..self.dispatches.len() {
-            let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
-            self.encode(&mut encoder, s..s + 1);
-            self.gpu.queue.submit([encoder.finish()]);
+            self.submit(s)?;
             let step = &self.plan.steps()[s];
             if self.plan.tape.dtype(step.output) != DType::F32 {
                 continue;
@@ -159,11 +180,7 @@ fn dispatch(gpu: &Gpu, plan: &Plan, s: usize, buffers: &[Option<wgpu::Buffer>], 
     })?;
     let mut entries = vec![wgpu::BindGroupEntry {
         binding: 0,
-        resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-            buffer: uniforms,
-            offset: 0,
-            size: std::num::NonZeroU64::new(uniform_bytes(step.op)),
-        }),
+        resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer: uniforms, offset: 0, size: std::num::NonZeroU64::new(uniform_bytes(step.op)) }),
     }];
     for (at, &tensor) in step.inputs.iter().chain([&step.output]).enumerate() {
         let missing = || Error::new(Kind::Shape, step.place.clone(), "a tensor has no buffer");

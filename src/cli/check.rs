@@ -1,0 +1,82 @@
+//! `naevus check`: on a GPU every kernel against its CPU twin; on the CPU every twin against PyTorch's goldens.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::{Common, Outcome, speech};
+use crate::base::{Error, Kind, Result};
+use crate::exec::Device;
+use crate::exec::check::{Proof, prove_op, prove_twin};
+use crate::ops;
+
+#[derive(clap::Args)]
+pub(crate) struct CheckArgs {
+    /// Only ops whose name holds this
+    #[arg(long)]
+    filter: Option<String>,
+    /// Write the proofs as JSON
+    #[arg(long, value_name = "FILE")]
+    export: Option<PathBuf>,
+}
+
+pub(crate) fn run(common: &Common, args: &CheckArgs) -> Result<Outcome> {
+    let device = common.open_device()?;
+    let wanted = |name: &str| args.filter.as_deref().is_none_or(|part| name.contains(part));
+    let ops: Vec<_> = ops::ALL.iter().filter(|op| wanted(op.name)).collect();
+    if ops.is_empty() {
+        let names: Vec<_> = ops::ALL.iter().map(|op| op.name).collect();
+        return Err(Error::new(Kind::Usage, "--filter", format!("no op's name holds it; there are {}", names.join(", "))));
+    }
+    let mut proofs: Vec<Proof> = Vec::new();
+    for op in ops {
+        // The judge is judged first: a twin that does not agree with PyTorch proves nothing.
+        let mut rows = prove_twin(op);
+        if let Device::Gpu(gpu) = &device {
+            rows.extend(prove_op(gpu, op));
+        }
+        if !common.json {
+            print_rows(common, op.name, &rows)?;
+        }
+        proofs.extend(rows);
+    }
+    let failed = proofs.iter().filter(|p| !p.passed).count();
+    let report = json!({
+        "naevus_version": env!("CARGO_PKG_VERSION"),
+        "device": device.describe(),
+        "passed": proofs.len() - failed,
+        "failed": failed,
+        "proofs": proofs.iter().map(as_json).collect::<Vec<_>>(),
+    });
+    if let Some(path) = &args.export {
+        speech::write_report(path, &(serde_json::to_string_pretty(&report).unwrap_or_default() + "\n"))?;
+    }
+    if common.json {
+        speech::print_json(&report)?;
+    } else {
+        speech::print_line(&format!("{} proofs passed, {failed} failed on {}", proofs.len() - failed, device.describe()))?;
+    }
+    Ok(if failed == 0 { Outcome::Done } else { Outcome::DoneWithFailures })
+}
+
+/// One line per variant, and one per failure; `-v` prints every case.
+fn print_rows(common: &Common, op: &str, rows: &[Proof]) -> Result<()> {
+    let mut variants: Vec<&str> = rows.iter().map(|p| p.variant).collect();
+    variants.dedup();
+    for variant in variants {
+        let of_variant: Vec<_> = rows.iter().filter(|p| p.variant == variant).collect();
+        let passed = of_variant.iter().filter(|p| p.passed).count();
+        let verdict = if passed == of_variant.len() { "ok    " } else { "FAILED" };
+        let worst = of_variant.iter().map(|p| p.worst).fold(0.0, f64::max);
+        speech::print_line(&format!("{verdict} {op:<20} {variant:<8} {passed:>3} of {:<3} cases, max error {worst:.1e} of rms", of_variant.len()))?;
+        for proof in of_variant.iter().filter(|p| !p.passed || common.verbose) {
+            speech::print_line(&format!("       {:<24} {}", proof.case, proof.what))?;
+        }
+    }
+    Ok(())
+}
+
+fn as_json(p: &Proof) -> serde_json::Value {
+    let worst = p.worst.is_finite().then_some(p.worst);
+    json!({ "op": p.op, "variant": p.variant, "case": p.case, "passed": p.passed, "max_rel_err": worst, "what": p.what })
+}

@@ -1,0 +1,115 @@
+//! The street: words, flags and exit codes. stdout is data, stderr is speech.
+
+mod bench;
+mod check;
+mod devices;
+mod speech;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::base::{Error, Kind, Result};
+use crate::exec::Device;
+
+/// How a verb ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Exit code 0.
+    Done,
+    /// Exit code 1: done, but some items failed or a check failed.
+    DoneWithFailures,
+}
+
+#[derive(Parser)]
+#[command(name = "naevus", version, about = "Fills the long tail of a medical image data set with synthetic lesions, on any GPU or none", long_about = None)]
+struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Args, Clone)]
+pub(crate) struct Common {
+    /// auto, cpu, gpu, an index of `naevus devices`, or a part of an adapter's name
+    #[arg(long, global = true, default_value = "auto")]
+    device: String,
+    /// auto, f32 or f16
+    #[arg(long, global = true, default_value = "auto")]
+    precision: String,
+    /// Threads of the CPU executor (default: all cores)
+    #[arg(long, global = true)]
+    threads: Option<usize>,
+    /// Machine-readable stdout where the verb reports
+    #[arg(long, global = true)]
+    json: bool,
+    /// Say only errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Say more
+    #[arg(short, long, global = true)]
+    verbose: bool,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// List adapters, their limits, and which one `auto` takes
+    #[command(after_help = "Example: naevus devices --json")]
+    Devices,
+    /// Prove every op and variant on the device
+    #[command(after_help = "Example: naevus check --device gpu --export check.json")]
+    Check(check::CheckArgs),
+    /// Prove, then time kernels or a model
+    #[command(after_help = "Example: naevus bench ops --filter conv2d --export md bench.md")]
+    Bench(bench::BenchArgs),
+}
+
+/// Runs the program with the process's arguments and returns its exit code.
+pub fn run() -> u8 {
+    let cli = Cli::parse();
+    match dispatch(&cli) {
+        Ok(Outcome::Done) => 0,
+        Ok(Outcome::DoneWithFailures) => 1,
+        Err(e) => {
+            eprintln!("naevus: {e}");
+            2
+        }
+    }
+}
+
+fn dispatch(cli: &Cli) -> Result<Outcome> {
+    let common = &cli.common;
+    if let Some(threads) = common.threads {
+        if threads == 0 {
+            return Err(Error::new(Kind::Usage, "--threads 0", "expected at least 1"));
+        }
+        let built = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+        built.map_err(|e| Error::new(Kind::Usage, format!("--threads {threads}"), e.to_string()))?;
+    }
+    match &cli.verb {
+        Verb::Devices => devices::run(common),
+        Verb::Check(args) => check::run(common, args),
+        Verb::Bench(args) => bench::run(common, args),
+    }
+}
+
+impl Common {
+    /// Opens the device and says which one it is: the first line on stderr.
+    fn open_device(&self) -> Result<Device> {
+        match self.precision.as_str() {
+            "auto" | "f32" => {}
+            "f16" => return Err(Error::new(Kind::Usage, "--precision f16", "this version computes in f32 only; expected auto or f32")),
+            other => return Err(Error::new(Kind::Usage, format!("--precision {other}"), "expected auto, f32 or f16")),
+        }
+        let device = Device::open(&self.device)?;
+        if !self.quiet {
+            eprintln!("device: {}; precision: f32", device.describe());
+        }
+        Ok(device)
+    }
+
+    fn say(&self, line: impl std::fmt::Display) {
+        if !self.quiet {
+            eprintln!("{line}");
+        }
+    }
+}

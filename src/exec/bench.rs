@@ -1,0 +1,247 @@
+//! Measurement: a kernel or a plan is proved first, then timed. Medians with their spread, never a single number.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::base::{Array, Result};
+use crate::exec::check::{Proof, prove_case, prove_twin};
+use crate::exec::gpu::{Gpu, KernelRun};
+use crate::ops::{self, activation, case};
+use crate::plan::{Case, CaseInput, Cost, Op, Session, Variant};
+
+/// Milliseconds of repeated runs of one thing.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spread {
+    pub median_ms: f64,
+    /// Median absolute deviation from the median.
+    pub mad_ms: f64,
+    pub min_ms: f64,
+    pub max_ms: f64,
+    pub runs: usize,
+}
+
+impl Spread {
+    /// `samples` holds at least one value.
+    pub fn of(samples: &[f64]) -> Spread {
+        let median_ms = median(samples);
+        let deviations: Vec<f64> = samples.iter().map(|s| (s - median_ms).abs()).collect();
+        let min_ms = samples.iter().copied().fold(f64::INFINITY, f64::min);
+        let max_ms = samples.iter().copied().fold(0.0, f64::max);
+        Spread { median_ms, mad_ms: median(&deviations), min_ms, max_ms, runs: samples.len() }
+    }
+}
+
+fn median(samples: &[f64]) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => sorted[n / 2],
+        n => (sorted[n / 2 - 1] + sorted[n / 2]) / 2.0,
+    }
+}
+
+/// One line of a benchmark.
+#[derive(Clone, Debug)]
+pub struct Row {
+    pub name: String,
+    pub variant: String,
+    pub shape: String,
+    pub spread: Spread,
+    /// `gpu` (timestamps on the device) or `wall` (the host's clock).
+    pub timer: &'static str,
+    pub cost: Cost,
+    pub proved: bool,
+    pub max_rel_err: f64,
+    pub warnings: Vec<String>,
+}
+
+impl Row {
+    pub fn flop_per_s(&self) -> f64 {
+        self.cost.flops as f64 / (self.spread.median_ms * 1e-3)
+    }
+
+    pub fn bytes_per_s(&self) -> f64 {
+        self.cost.bytes as f64 / (self.spread.median_ms * 1e-3)
+    }
+}
+
+/// What the device reaches at best, measured by a copy and a product.
+#[derive(Clone, Copy, Debug)]
+pub struct Ceilings {
+    pub copy_bytes_per_s: f64,
+    pub product_flop_per_s: f64,
+}
+
+/// Noise above which a row carries a warning: the spread is larger than a tenth of the median.
+const NOISY: f64 = 0.1;
+
+fn warnings(spread: &Spread, timer: &str) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if spread.mad_ms > NOISY * spread.median_ms {
+        warnings.push(format!("noisy: the runs deviate by {:.0} % of the median; close other programs and repeat", 100.0 * spread.mad_ms / spread.median_ms));
+    }
+    if timer == "wall" && spread.median_ms < 0.02 {
+        warnings.push("short: below 20 us the host's clock and the call weigh in".to_string());
+    }
+    warnings
+}
+
+/// Times every bench case of `op`: its variants on `gpu`, or its twin.
+pub fn bench_op(gpu: Option<&Arc<Gpu>>, op: &'static Op, budget: Duration) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    let twin = prove_twin(op);
+    let twin_ok = twin.iter().all(|p| p.passed);
+    let twin_worst = twin.iter().map(|p| p.worst).fold(0.0, f64::max);
+    for case in (op.bench)() {
+        match gpu {
+            None => rows.push(time_twin(op, &case, budget, twin_ok, twin_worst)?),
+            Some(gpu) => {
+                for variant in op.variants {
+                    // A variant is timed only on shapes for which it has just been proved.
+                    let Some(proof) = prove_case(gpu, op, &case, variant, None) else { continue };
+                    rows.push(time_variant(gpu, op, &case, variant, budget, &proof, twin_ok)?);
+                }
+            }
+        }
+    }
+    Ok(rows)
+}
+
+fn time_variant(gpu: &Arc<Gpu>, op: &'static Op, case: &Case, variant: &'static Variant, budget: Duration, proof: &Proof, twin_ok: bool) -> Result<Row> {
+    let inputs = case::generated_inputs(op, case);
+    let (tape, y) = case::record(case)?;
+    let timing = KernelRun::new(gpu, &tape, variant, &case::bound(&tape, &inputs), None)?.time(budget)?;
+    let spread = Spread::of(&timing.samples_ms);
+    let mut warnings = warnings(&spread, timing.timer);
+    if !proof.passed || !twin_ok {
+        warnings.push(format!("not proved: {}", proof.what));
+    }
+    Ok(Row {
+        name: format!("{} {}", op.name, case.name),
+        variant: variant.name.to_string(),
+        shape: shape_text(&inputs, tape.shape(y).dims()),
+        spread,
+        timer: timing.timer,
+        cost: tape.total_cost(),
+        proved: proof.passed && twin_ok,
+        max_rel_err: proof.worst,
+        warnings,
+    })
+}
+
+fn time_twin(op: &'static Op, case: &Case, budget: Duration, proved: bool, worst: f64) -> Result<Row> {
+    let inputs = case::generated_inputs(op, case);
+    let (tape, y) = case::record(case)?;
+    let mut samples = Vec::new();
+    case::run_twin(case, &inputs)?;
+    let begin = Instant::now();
+    while samples.len() < 5 || (begin.elapsed() < budget && samples.len() < 200) {
+        let start = Instant::now();
+        case::run_twin(case, &inputs)?;
+        samples.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    let spread = Spread::of(&samples);
+    Ok(Row {
+        name: format!("{} {}", op.name, case.name),
+        variant: "twin".to_string(),
+        shape: shape_text(&inputs, tape.shape(y).dims()),
+        warnings: warnings(&spread, "wall"),
+        spread,
+        timer: "wall",
+        cost: tape.total_cost(),
+        proved,
+        max_rel_err: worst,
+    })
+}
+
+fn shape_text(inputs: &[Array], output: &[usize]) -> String {
+    let inputs: Vec<String> = inputs.iter().map(|a| a.shape.to_string()).collect();
+    format!("{} -> {output:?}", inputs.join(" * "))
+}
+
+/// Runs a copy and a product kernel.
+pub fn ceilings(gpu: Option<&Arc<Gpu>>, budget: Duration) -> Result<Ceilings> {
+    let copy = Case::new("copy", vec![CaseInput::plain("x", &[8 << 20])], |t, i| t.activation(i[0], activation::Function::Identity));
+    let product = Case::new("product", vec![CaseInput::plain("a", &[1, 1024, 1024]), CaseInput::plain("b", &[1, 1024, 1024])], |t, i| t.matmul(i[0], i[1]));
+    let best = |op: &'static Op, case: &Case| -> Result<Row> {
+        match (gpu, op.variants.last()) {
+            (Some(gpu), Some(variant)) => {
+                let proof = prove_case(gpu, op, case, variant, None);
+                let proof = proof.ok_or_else(|| crate::base::Error::new(crate::base::Kind::Shape, op.name, "the variant does not take the case"))?;
+                time_variant(gpu, op, case, variant, budget, &proof, true)
+            }
+            _ => time_twin(op, case, budget, true, 0.0),
+        }
+    };
+    let copy = best(&ops::activation::OP, &copy)?;
+    let product = best(&ops::matmul::OP, &product)?;
+    // The best run, not the median: a ceiling is what the device can do.
+    Ok(Ceilings {
+        copy_bytes_per_s: copy.cost.bytes as f64 / (copy.spread.min_ms * 1e-3),
+        product_flop_per_s: product.cost.flops as f64 / (product.spread.min_ms * 1e-3),
+    })
+}
+
+/// Times a prepared plan: one row for the whole, and one for each module that a step belongs to.
+pub fn bench_session(session: &mut dyn Session, name: &str, budget: Duration, layers: bool) -> Result<Vec<Row>> {
+    session.run()?;
+    session.finish()?;
+    let mut samples = Vec::new();
+    let begin = Instant::now();
+    while samples.len() < 5 || (begin.elapsed() < budget && samples.len() < 200) {
+        let start = Instant::now();
+        session.run()?;
+        session.finish()?;
+        samples.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    let spread = Spread::of(&samples);
+    let plan = session.plan();
+    let mut rows = vec![Row {
+        name: format!("{name}.forward"),
+        variant: "plan".to_string(),
+        shape: plan.tape.outputs.first().map(|(_, t)| plan.tape.shape(*t).to_string()).unwrap_or_default(),
+        warnings: warnings(&spread, "wall"),
+        spread,
+        timer: "wall",
+        cost: plan.tape.total_cost(),
+        proved: true,
+        max_rel_err: 0.0,
+    }];
+    if layers {
+        rows.extend(layer_rows(session, name)?);
+    }
+    Ok(rows)
+}
+
+fn layer_rows(session: &mut dyn Session, name: &str) -> Result<Vec<Row>> {
+    let runs: Vec<Vec<f64>> = (0..5).map(|_| session.run_timed()).collect::<Result<_>>()?;
+    let plan = session.plan();
+    let row = |(s, step): (usize, &crate::plan::Step)| {
+        let samples: Vec<f64> = runs.iter().map(|run| run[s]).collect();
+        let spread = Spread::of(&samples);
+        Row {
+            name: format!("{name}.{} {}", step.place, step.op.name),
+            variant: plan.tape.view(step, |v| step.op.choose(v).map_or("-", |v| v.name)).to_string(),
+            shape: plan.tape.shape(step.output).to_string(),
+            warnings: Vec::new(),
+            spread,
+            timer: "wall",
+            cost: plan.tape.cost(step),
+            proved: true,
+            max_rel_err: 0.0,
+        }
+    };
+    Ok(plan.steps().iter().enumerate().map(row).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spread_is_robust() {
+        let s = Spread::of(&[3.0, 1.0, 2.0, 100.0]);
+        assert_eq!((s.median_ms, s.mad_ms, s.min_ms, s.max_ms, s.runs), (2.5, 1.0, 1.0, 100.0, 4));
+    }
+}
