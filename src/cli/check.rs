@@ -61,8 +61,12 @@ pub(crate) fn run(common: &Common, args: &CheckArgs) -> Result<Outcome> {
 
 /// One line per variant, and one per failure; `-v` prints every case.
 fn print_rows(common: &Common, op: &str, rows: &[Proof]) -> Result<()> {
-    let mut variants: Vec<&str> = rows.iter().map(|p| p.variant).collect();
-    variants.dedup();
+    let mut variants: Vec<&str> = Vec::new();
+    rows.iter().for_each(|p| {
+        if !variants.contains(&p.variant) {
+            variants.push(p.variant);
+        }
+    });
     for variant in variants {
         let of_variant: Vec<_> = rows.iter().filter(|p| p.variant == variant).collect();
         let passed = of_variant.iter().filter(|p| p.passed).count();
