@@ -152,6 +152,11 @@ impl Tape {
         Ok(())
     }
 
+    /// Names and tensors that can be read after a run.
+    pub fn outputs(&self) -> &[(String, Tensor)] {
+        &self.outputs
+    }
+
     pub fn steps(&self) -> &[Step] {
         &self.steps
     }
