@@ -1,5 +1,7 @@
 pub mod base;
 pub mod exec;
+pub mod models;
+pub mod nn;
 pub mod ops;
 pub mod plan;
 pub mod weights;
