@@ -121,13 +121,24 @@ impl Tape {
 
     /// Records `body` under the module `name`; its result can be tapped by the module's path.
     pub fn scope(&mut self, name: &str, body: impl FnOnce(&mut Tape) -> Result<Tensor>) -> Result<Tensor> {
+        let tensor = self.within(name, body)?;
+        self.tap(name, tensor);
+        Ok(tensor)
+    }
+
+    /// Records `body` under the module `name` without a tap: for a step that is more than the module, as a norm with
+    /// its activation fused.
+    pub fn within<R>(&mut self, name: &str, body: impl FnOnce(&mut Tape) -> R) -> R {
         self.path.push(name.to_string());
         let result = body(self);
-        if let Ok(tensor) = result {
-            self.taps.push((self.place(), tensor));
-        }
         self.path.pop();
         result
+    }
+
+    /// Lets `tensor` be tapped as the result of the module `name` in the open one.
+    pub fn tap(&mut self, name: &str, tensor: Tensor) {
+        let path = if self.path.is_empty() { name.to_string() } else { format!("{}.{name}", self.place()) };
+        self.taps.push((path, tensor));
     }
 
     /// Appends a step. Every op's recording function ends here, after its shape checks.

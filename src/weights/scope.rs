@@ -66,6 +66,11 @@ impl Scope {
         Scope { ledger: Rc::clone(&self.ledger), prefix: self.full(name), name: name.to_string() }
     }
 
+    /// The same place in the file under another module name: for checkpoints from before a module was renamed.
+    pub fn named(self, name: &str) -> Scope {
+        Scope { name: name.to_string(), ..self }
+    }
+
     /// The name that this scope has in its parent: what the module opens on a tape.
     pub fn name(&self) -> &str {
         &self.name
