@@ -15,6 +15,9 @@ pub(crate) struct CheckArgs {
     /// Only ops whose name holds this
     #[arg(long)]
     filter: Option<String>,
+    /// Break this op's shaders on purpose, to see that the check finds it (exit code 1)
+    #[arg(long, value_name = "OP")]
+    sabotage: Option<String>,
     /// Write the proofs as JSON
     #[arg(long, value_name = "FILE")]
     export: Option<PathBuf>,
@@ -28,12 +31,21 @@ pub(crate) fn run(common: &Common, args: &CheckArgs) -> Result<Outcome> {
         let names: Vec<_> = ops::ALL.iter().map(|op| op.name).collect();
         return Err(Error::new(Kind::Usage, "--filter", format!("no op's name holds it; there are {}", names.join(", "))));
     }
+    if let Some(name) = &args.sabotage {
+        let place = || format!("--sabotage {name}");
+        if !ops.iter().any(|op| op.name == name) {
+            return Err(Error::new(Kind::Usage, place(), "no such op among the checked ones"));
+        }
+        if matches!(device, Device::Cpu) {
+            return Err(Error::new(Kind::Usage, place(), "the CPU executor runs no shaders; choose a GPU with --device"));
+        }
+    }
     let mut proofs: Vec<Proof> = Vec::new();
     for op in ops {
         // The judge is judged first: a twin that does not agree with PyTorch proves nothing.
         let mut rows = prove_twin(op);
         if let Device::Gpu(gpu) = &device {
-            rows.extend(prove_op(gpu, op));
+            rows.extend(prove_op(gpu, op, args.sabotage.as_deref() == Some(op.name)));
         }
         if !common.json {
             print_rows(common, op.name, &rows)?;

@@ -42,15 +42,28 @@ pub fn prove_twin(op: &'static Op) -> Vec<Proof> {
     proofs
 }
 
-/// Proves every case and variant of `op` on `gpu`.
-pub fn prove_op(gpu: &Arc<Gpu>, op: &'static Op) -> Vec<Proof> {
+/// Proves every case and variant of `op` on `gpu`; with `sabotage`, with every shader of the op broken by [`sabotaged`].
+pub fn prove_op(gpu: &Arc<Gpu>, op: &'static Op, sabotage: bool) -> Vec<Proof> {
     let mut proofs = Vec::new();
-    for case in (op.cases)() {
-        for variant in op.variants {
-            proofs.extend(prove_case(gpu, op, &case, variant, None));
+    for variant in op.variants {
+        let source = sabotage.then(|| sabotaged(&variant.source.join("\n")));
+        for case in (op.cases)() {
+            proofs.extend(prove_case(gpu, op, &case, variant, source.as_deref()));
         }
     }
     proofs
+}
+
+/// The shader with every stored float a tenth of a percent too large: a subtle fault that the proofs must find.
+pub fn sabotaged(source: &str) -> String {
+    let line = |line: &str| match (line.split_once("= elem"), line.rfind(");")) {
+        (Some((before, rest)), Some(end)) if rest.contains('(') => {
+            let open = before.len() + "= elem".len() + rest.find('(').unwrap_or(0) + 1;
+            if open < end { format!("{}1.001 * ({}){}", &line[..open], &line[open..end], &line[end..]) } else { line.to_string() }
+        }
+        _ => line.to_string(),
+    };
+    source.lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// Proves one case with one variant; `None` where the variant does not take the case's shapes.
