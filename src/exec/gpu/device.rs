@@ -31,12 +31,8 @@ impl Gpu {
             return Err(Error::new(Kind::Device, summary.name, fact));
         }
         let timestamps = if summary.timestamps { wgpu::Features::TIMESTAMP_QUERY } else { wgpu::Features::empty() };
-        let descriptor = wgpu::DeviceDescriptor {
-            label: Some("naevus"),
-            required_features: timestamps,
-            required_limits: adapter.limits(),
-            ..Default::default()
-        };
+        let descriptor =
+            wgpu::DeviceDescriptor { label: Some("naevus"), required_features: timestamps, required_limits: adapter.limits(), ..Default::default() };
         let opened = pollster::block_on(adapter.request_device(&descriptor));
         let (device, queue) = opened.map_err(|e| Error::new(Kind::Device, summary.name.clone(), format!("the driver refused a device: {e}")))?;
         let failure = Arc::new(Mutex::new(None));
@@ -49,15 +45,7 @@ impl Gpu {
             }
         });
         let timestamp_period_ns = summary.timestamps.then(|| queue.get_timestamp_period());
-        Ok(Arc::new(Gpu {
-            device,
-            queue,
-            summary,
-            timestamp_period_ns,
-            kernels: Mutex::default(),
-            weights: Mutex::default(),
-            failure,
-        }))
+        Ok(Arc::new(Gpu { device, queue, summary, timestamp_period_ns, kernels: Mutex::default(), weights: Mutex::default(), failure }))
     }
 
     pub fn summary(&self) -> &AdapterSummary {

@@ -159,11 +159,7 @@ fn dispatch(gpu: &Gpu, plan: &Plan, s: usize, buffers: &[Option<wgpu::Buffer>], 
     })?;
     let mut entries = vec![wgpu::BindGroupEntry {
         binding: 0,
-        resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-            buffer: uniforms,
-            offset: 0,
-            size: std::num::NonZeroU64::new(uniform_bytes(step.op)),
-        }),
+        resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer: uniforms, offset: 0, size: std::num::NonZeroU64::new(uniform_bytes(step.op)) }),
     }];
     for (at, &tensor) in step.inputs.iter().chain([&step.output]).enumerate() {
         let missing = || Error::new(Kind::Shape, step.place.clone(), "a tensor has no buffer");
