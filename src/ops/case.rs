@@ -1,7 +1,7 @@
 //! Runs a case: its inputs from its name, its record on a tape, its twin.
 
 use crate::base::{Array, DType, Error, Kind, Result, rng};
-use crate::plan::{Case, Fill, Op, Tape, Tensor, TwinCall};
+use crate::plan::{Case, Fill, Layout, Op, Tape, Tensor, TwinCall};
 
 /// The case's inputs in our axis order, each a function of (op, case, input) names. Index inputs hold `u32` bits.
 pub fn generated_inputs(op: &Op, case: &Case) -> Vec<Array> {
@@ -16,7 +16,12 @@ pub fn generated_inputs(op: &Op, case: &Case) -> Vec<Array> {
             Fill::Affine { scale, shift } => normal().into_iter().map(|v| v * scale + shift).collect(),
             Fill::Uniform { low, high } => uniform().into_iter().map(|v| low + v * (high - low)).collect(),
             Fill::Binary => uniform().into_iter().map(|v| v.round()).collect(),
-            Fill::Index(bound) => uniform().into_iter().map(|v| f32::from_bits(((v * bound as f32) as u32).min(bound - 1))).collect(),
+            Fill::Index(bound) => {
+                // Two draws of 24 bits: every bit of the index varies.
+                let fine = rng::uniform(seed, 0, 1, len);
+                let index = |(a, b): (&f32, &f32)| ((f64::from(*a) + f64::from(*b) / f64::from(1 << 24)) * f64::from(bound)) as u32;
+                uniform().iter().zip(&fine).map(index).map(f32::from_bits).collect()
+            }
             Fill::NonFinite(every) => {
                 let odd = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
                 normal().into_iter().enumerate().map(|(i, v)| if (i + 1) % every == 0 { odd[(i / every) % 3] } else { v }).collect()
@@ -37,6 +42,12 @@ pub fn record(case: &Case) -> Result<(Tape, Tensor)> {
         [_] => Ok((tape, y)),
         steps => Err(Error::new(Kind::Shape, case.name, format!("the case records {} steps, expected 1", steps.len()))),
     }
+}
+
+/// How the case's result stands in a golden file: four axes are an image, unless an input of four axes is plain.
+pub fn output_layout(case: &Case, rank: usize) -> Layout {
+    let plain = |i: &crate::plan::CaseInput| i.shape.len() == 4 && i.layout == Layout::Plain;
+    if rank == 4 && !case.inputs.iter().any(plain) { Layout::Image } else { Layout::Plain }
 }
 
 /// The values that the case's one step binds, in binding order: inputs of the case, some of them twice.

@@ -2,11 +2,26 @@
 
 pub mod activation;
 pub mod attention;
+pub mod binary;
 pub mod case;
+pub mod concat;
 pub mod conv2d;
+pub mod count_nonfinite;
+pub mod ddim_step;
+pub mod embedding;
+pub mod golden;
 pub mod golden;
 pub mod group_norm;
+pub mod image_to_tensor;
+pub mod layer_norm;
 pub mod matmul;
+pub mod modulate;
+pub mod pool2d;
+pub mod softmax;
+pub mod tensor_to_image;
+pub mod threshold_quantile;
+pub mod timestep_embedding;
+pub mod upsample_nearest;
 
 use crate::plan::Op;
 
@@ -14,6 +29,30 @@ use crate::plan::Op;
 pub(crate) const ELEM: &str = include_str!("../../shaders/lib/elem_f32.wgsl");
 /// WGSL fragment: the index of an invocation in a `grid_1d` grid.
 pub(crate) const LINEAR_INDEX: &str = include_str!("../../shaders/lib/linear_index.wgsl");
+/// WGSL fragment: sum and maximum over a workgroup.
+pub(crate) const TREE_F32: &str = include_str!("../../shaders/lib/tree_f32.wgsl");
+/// WGSL fragment: integer sum and minimum over a workgroup.
+pub(crate) const TREE_U32: &str = include_str!("../../shaders/lib/tree_u32.wgsl");
 
 /// Every op. A test holds this list against the shader files, the modules and the goldens.
-pub static ALL: &[&Op] = &[&activation::OP, &attention::OP, &conv2d::OP, &group_norm::OP, &matmul::OP];
+pub static ALL: &[&Op] = &[
+    &activation::OP,
+    &attention::OP,
+    &binary::OP,
+    &concat::OP,
+    &conv2d::OP,
+    &count_nonfinite::OP,
+    &ddim_step::OP,
+    &embedding::OP,
+    &group_norm::OP,
+    &image_to_tensor::OP,
+    &layer_norm::OP,
+    &matmul::OP,
+    &modulate::OP,
+    &pool2d::OP,
+    &softmax::OP,
+    &tensor_to_image::OP,
+    &threshold_quantile::OP,
+    &timestep_embedding::OP,
+    &upsample_nearest::OP,
+];

@@ -1,0 +1,102 @@
+//! Softmax over the last axis, with the row's maximum subtracted first so that no exponential overflows.
+//!
+//! y = exp(x - max) / sum exp(x - max).   x, y: `[..., C]`.
+
+use rayon::prelude::*;
+
+use crate::base::{DType, Result, Tolerance};
+use crate::ops::{ELEM, TREE_F32};
+use crate::params;
+use crate::plan::card::grid_1d;
+use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Op, StepView, Tape, Tensor, TwinCall, Variant};
+
+params! {
+    pub struct Params {
+        pub rows: u32,
+        pub channels: u32,
+    }
+}
+
+pub static OP: Op = Op {
+    name: "softmax",
+    params: Params::FIELDS,
+    params_size: Params::SIZE,
+    twin,
+    cost,
+    cases,
+    bench,
+    tolerance: Tolerance { relative: 5e-6, reason: "exp(x) of WGSL may be wrong by 3 + 2|x| ulp; large |x - max| have small results" },
+    variants: &[Variant {
+        name: "direct",
+        source: &[ELEM, TREE_F32, include_str!("../../shaders/softmax.wgsl")],
+        workgroup: 64,
+        constants: |_| vec![],
+        accepts: |_| true,
+        grid: |s| grid_1d(s.params::<Params>().rows as usize, 1),
+    }],
+};
+
+impl Tape {
+    /// Softmax of `x` over its last axis.
+    pub fn softmax(&mut self, x: Tensor) -> Result<Tensor> {
+        let shape = self.shape(x).clone();
+        let channels = shape.last();
+        if shape.rank() == 0 || channels == 0 {
+            return Err(self.mismatch(format!("softmax of {shape}: the last axis must hold values")));
+        }
+        let params = Params { rows: (shape.numel() / channels) as u32, channels: channels as u32 };
+        Ok(self.push(&OP, &params, &[x], shape.dims(), DType::F32))
+    }
+}
+
+fn twin(call: &mut TwinCall) {
+    let p: Params = call.params();
+    let channels = p.channels as usize;
+    let x = call.inputs[0];
+    call.output.par_chunks_mut(channels).zip(x.par_chunks(channels)).for_each(|(y, x)| {
+        let max = x.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a || b.is_nan() { b } else { a });
+        y.iter_mut().zip(x).for_each(|(y, &x)| *y = (x - max).exp());
+        let sum = y.iter().map(|&v| f64::from(v)).sum::<f64>() as f32;
+        y.iter_mut().for_each(|y| *y /= sum);
+    });
+}
+
+fn cost(s: &StepView) -> Cost {
+    // Maximum, two exponentials with their differences, sum, quotient.
+    Cost { flops: 7 * s.output.numel() as u64, bytes: s.bytes() }
+}
+
+fn case(name: &'static str, shape: &[usize], fill: Fill) -> Case {
+    Case::new(name, vec![CaseInput::new("x", shape, Layout::Plain, fill)], |t, i| t.softmax(i[0]))
+}
+
+fn cases() -> Vec<Case> {
+    vec![
+        case("logits", &[5, 7], Fill::Normal),
+        case("attention", &[2, 3, 5, 37], Fill::Affine { scale: 3.0, shift: 0.0 }),
+        case("wide", &[3, 401], Fill::Normal),
+        case("one", &[4, 1], Fill::Normal),
+        // exp(x) alone would overflow.
+        case("far", &[3, 65], Fill::Affine { scale: 20.0, shift: 1000.0 }),
+        case("many_rows", &[40_000, 9], Fill::Normal).without_golden(),
+        case("long_rows", &[3, 20_011], Fill::Normal).without_golden(),
+    ]
+}
+
+fn bench() -> Vec<Case> {
+    vec![case("unet_48x64x64", &[48, 64, 64], Fill::Normal), case("sd_16x1024x1024", &[16, 1024, 1024], Fill::Normal)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guards_name_what_was_found() {
+        let mut t = Tape::new();
+        let empty = t.input("empty", &[3, 0], DType::F32);
+        assert_eq!(t.softmax(empty).unwrap_err().fact(), "softmax of [3, 0]: the last axis must hold values");
+        let x = t.input("x", &[3, 4], DType::F32);
+        assert!(t.softmax(x).is_ok());
+    }
+}
