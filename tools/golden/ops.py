@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from golden.files import Tensors, normal
+from golden.files import Tensors, as_f32, normal, random, uniform
 
 F = torch.nn.functional
 
@@ -19,6 +19,16 @@ def fill(op, case, **shapes):
 
 def affine(op, case, name, shape, scale, shift=0.0):
     return normal((op, case, name), shape, scale, shift)
+
+
+def tape_order(y):
+    """Of a function of plain inputs: a result of rank 4 counts as [N, H, W, C] and is stored as [N, C, H, W], as every image is."""
+    return y.permute(0, 3, 1, 2) if y.ndim == 4 else y
+
+
+def bits_as_i32(values):
+    """u32 values in an i64 tensor, as the i32 with the same bits."""
+    return torch.where(values >= 2**31, values - 2**32, values).int()
 
 
 def activation():
@@ -99,7 +109,255 @@ def attention():
         yield case, inputs, y.transpose(1, 2).flatten(2)
 
 
-OPS = (activation, attention, conv2d, group_norm, matmul)
+def binary():
+    operators = {"add": torch.add, "sub": torch.sub, "mul": torch.mul}
+    for case, shape, operator in (("add", (3, 5, 31), "add"), ("sub", (2, 3, 7, 9), "sub"), ("mul", (467,), "mul"), ("one", (1,), "add")):
+        inputs = fill("binary", case, a=shape, b=shape)
+        yield case, inputs, tape_order(operators[operator](inputs["a"], inputs["b"]))
+
+
+def concat():
+    for case, a, b in (
+        ("images", (2, 5, 3, 7), (2, 4, 3, 7)),
+        ("one_channel", (1, 4, 5, 5), (1, 1, 5, 5)),
+        ("tokens", (2, 9, 3), (2, 9, 10)),
+        ("rank_1", (17,), (6,)),
+    ):
+        inputs = fill("concat", case, a=a, b=b)
+        yield case, inputs, torch.cat(list(inputs.values()), dim=1 if len(a) == 4 else -1)
+
+
+def count_nonfinite():
+    for case, shape, every in (("none", (3, 5, 31), None), ("some", (2, 301), 7), ("all", (37,), 1)):
+        x = fill("count_nonfinite", case, x=shape)["x"].flatten()
+        if every:
+            places = torch.arange(every - 1, x.numel(), every)
+            x[places] = torch.tensor([math.nan, math.inf, -math.inf], dtype=torch.float64)[torch.arange(len(places)) % 3]
+        yield case, {"x": x.reshape(shape)}, (~torch.isfinite(x)).sum().int().reshape(1)
+
+
+def embedding():
+    for case, table, count in (("classes", (8, 45), 11), ("coefficients", (50, 8), 1), ("one_row", (1, 7), 3)):
+        weight = fill("embedding", case, table=table)["table"]
+        index = torch.from_numpy(random("embedding", case, "index").integers(0, table[0], count))
+        yield case, {"table": weight, "index": index.int()}, F.embedding(index, weight)
+
+
+def layer_norm():
+    for case, shape, eps, shift in (
+        ("tokens", (2, 7, 45), 1e-5, 0.0),
+        ("narrow", (13, 3), 1e-6, 0.0),
+        ("wide", (1, 3, 301), 1e-5, 0.0),
+        ("far_mean", (2, 3, 96), 1e-5, 100.0),
+        ("large_eps", (5, 64), 0.5, 0.0),
+    ):
+        x = affine("layer_norm", case, "x", shape, 1.0, shift)
+        weight = affine("layer_norm", case, "weight", shape[-1:], 0.5, 1.0)
+        bias = affine("layer_norm", case, "bias", shape[-1:], 1.0)
+        yield case, {"x": x, "weight": weight, "bias": bias}, F.layer_norm(x, shape[-1:], weight, bias, eps)
+
+
+def modulate():
+    for case, shape, scaled, silu in (
+        ("add_channel", (2, 7, 5, 3), False, False),
+        ("add_channel_rank_2", (3, 5), False, False),
+        ("scale_shift", (3, 5, 4, 7), True, False),
+        ("scale_shift_silu", (2, 6, 3, 5), True, True),
+    ):
+        n, channels = shape[:2]
+        vector = {"scale_shift": (n, 2 * channels)} if scaled else {"shift": (n, channels)}
+        inputs = fill("modulate", case, x=shape, **vector)
+        per_channel = list(inputs.values())[1].reshape(n, -1, *[1] * (len(shape) - 2))
+        scale, shift = per_channel.chunk(2, dim=1) if scaled else (0.0, per_channel)
+        y = inputs["x"] * (1 + scale) + shift
+        yield case, inputs, F.silu(y) if silu else y
+
+
+def pool2d():
+    for case, x, mode, kernel, stride, padding, count_padding in (
+        ("max", (2, 5, 9, 8), "max", (3, 3), (2, 2), (1, 1, 1, 1), False),
+        ("max_uneven", (1, 3, 7, 11), "max", (4, 2), (1, 3), (0, 2, 1, 0), False),
+        ("average", (2, 5, 8, 7), "average", (2, 2), (2, 2), (0, 0, 0, 0), True),
+        ("average_padding", (1, 4, 7, 9), "average", (3, 3), (2, 2), (1, 1, 1, 1), True),
+        ("average_padding_apart", (2, 3, 7, 9), "average", (3, 3), (2, 2), (1, 1, 1, 1), False),
+        ("average_uneven", (1, 3, 8, 6), "average", (3, 4), (3, 1), (2, 0, 1, 3), False),
+    ):
+        x = affine("pool2d", case, "x", x, 1.0, -2.0)
+        top, bottom, left, right = padding
+        sides = (left, right, top, bottom)
+        if mode == "max":
+            y = F.max_pool2d(F.pad(x, sides, value=-math.inf), kernel, stride)
+        else:
+            y = F.avg_pool2d(F.pad(x, sides), kernel, stride)
+            # The share of each window that is not padding.
+            y = y if count_padding else y / F.avg_pool2d(F.pad(torch.ones_like(x), sides), kernel, stride)
+        yield case, {"x": x}, y
+    for case, shape in (("global", (2, 13, 5, 7)), ("global_one_pixel", (3, 9, 1, 1))):
+        x = affine("pool2d", case, "x", shape, 1.0)
+        yield case, {"x": x}, F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+
+def softmax():
+    for case, shape, scale, shift in (
+        ("logits", (5, 7), 1.0, 0.0),
+        ("attention", (2, 3, 5, 37), 3.0, 0.0),
+        ("wide", (3, 401), 1.0, 0.0),
+        ("one", (4, 1), 1.0, 0.0),
+        ("far", (3, 65), 20.0, 1000.0),
+    ):
+        x = affine("softmax", case, "x", shape, scale, shift)
+        yield case, {"x": x}, tape_order(torch.softmax(x, dim=-1))
+
+
+def timestep_embedding():
+    for case, n, f, width, sin_first, log, timesteps, frequencies in (
+        ("cos_first", 3, 32, 64, False, False, (0, 1000), (0, 1)),
+        ("sin_first", 3, 17, 34, True, False, (0, 1000), (0, 1)),
+        ("odd_width", 2, 9, 19, False, False, (0, 1000), (0, 1)),
+        ("wide_padding", 2, 5, 16, True, False, (0, 1000), (0, 1)),
+        ("far", 5, 23, 46, True, False, (-1000, 1000), (-100, 100)),
+        ("near_zero", 5, 7, 14, True, False, (-1, 1), (-1e-3, 1e-3)),
+        ("log", 4, 16, 32, True, True, (0.002, 80), None),
+        ("log_cos_first", 4, 5, 11, False, True, (0.002, 80), None),
+    ):
+        names = ("timestep_embedding", case)
+        t = uniform((*names, "timesteps"), (n,), *timesteps)
+        frequency = uniform((*names, "frequencies"), (f,), *frequencies) if frequencies else normal((*names, "frequencies"), (f,), 4.0)
+        # The angle is rounded to f32, as in PyTorch; the sines are not.
+        angle = ((t.log() if log else t).float()[:, None] * frequency.float()[None, :]).double()
+        halves = (angle.sin(), angle.cos()) if sin_first else (angle.cos(), angle.sin())
+        yield case, {"timesteps": t, "frequencies": frequency}, F.pad(torch.cat(halves, dim=1), (0, width - 2 * f))
+
+
+def upsample_nearest():
+    for case, shape, factor in (("twice", (2, 5, 3, 7), 2), ("three_times", (1, 3, 4, 5), 3), ("once", (2, 3, 3, 1), 1)):
+        x = fill("upsample_nearest", case, x=shape)["x"]
+        yield case, {"x": x}, F.interpolate(x, scale_factor=factor, mode="nearest")
+
+
+def image_to_tensor():
+    imagenet = ((4.366812, 4.464286, 4.4444445), (-2.117904, -2.0357144, -1.8044444))
+    for case, shape, (scale, shift) in (
+        ("unit", (2, 5, 7), ((1.0,) * 3, (0.0,) * 3)),
+        ("signed", (1, 9, 3), ((2.0,) * 3, (-1.0,) * 3)),
+        ("imagenet", (2, 3, 11), imagenet),
+    ):
+        pixels = torch.from_numpy(random("image_to_tensor", case, "pixels").integers(0, 2**32, shape))
+        levels = torch.stack([(pixels >> bits) & 255 for bits in (0, 8, 16)], dim=1).double()
+        scale, shift = (as_f32(values).reshape(1, 3, 1, 1) for values in (scale, shift))
+        yield case, {"pixels": bits_as_i32(pixels)}, levels / 255 * scale + shift
+
+
+def tensor_to_image():
+    for case, (n, height, width), scale, shift in (
+        ("signed", (2, 5, 7), (0.5,) * 3, (0.5,) * 3),
+        ("unit", (1, 9, 11), (1.0,) * 3, (0.0,) * 3),
+        ("per_channel", (2, 3, 13), (0.5, 1.0, -0.25), (0.5, 0.0, 0.625)),
+    ):
+        x = uniform(("tensor_to_image", case, "x"), (n, 3, height, width), -1.3, 1.3)
+        scale, shift = (as_f32(values).reshape(1, 3, 1, 1) for values in (scale, shift))
+        levels = ((x * scale + shift).clamp(0, 1) * 255 + 0.5).floor().long()
+        yield case, {"x": x}, bits_as_i32(levels[:, 0] | levels[:, 1] << 8 | levels[:, 2] << 16 | 255 << 24)
+
+
+def predicted(prediction, output, x, a, b):
+    """x_0 and epsilon, where a = sqrt(alpha_bar_t) and b = sqrt(1 - alpha_bar_t)."""
+    if prediction == "v":
+        return a * x - b * output, a * output + b * x
+    if prediction == "sample":
+        return output, (x - a * output) / b
+    return (x - b * output) / a, output
+
+
+def guided(output, scale):
+    if scale is None:
+        return output
+    uncond, cond = output.chunk(2)
+    return uncond + scale * (cond - uncond)
+
+
+def columns(row):
+    """The coefficient table's columns, each [rows, 1, 1, 1]."""
+    return [column.reshape(-1, 1, 1, 1) for column in row.unbind(1)]
+
+
+def ddim_step():
+    small = (2, 3, 5, 7)
+    for case, shape, rows, known, variance, prediction, scale, clip, threshold in (
+        ("epsilon", small, 1, False, False, "epsilon", None, None, False),
+        ("v_prediction", small, 1, False, False, "v", None, None, False),
+        ("sample", small, 1, False, False, "sample", None, None, False),
+        ("guided", small, 1, False, False, "epsilon", 7.5, None, False),
+        ("clip", small, 1, False, False, "epsilon", None, 0.75, False),
+        ("threshold", small, 2, False, False, "v", None, 0.1, True),
+        ("variance", small, 1, False, True, "epsilon", None, None, False),
+        ("reimpose", small, 1, True, False, "epsilon", None, None, False),
+        ("row_of_each", (3, 4, 3, 3), 3, True, True, "v", None, None, False),
+        ("everything", (2, 4, 5, 3), 1, True, True, "epsilon", 7.5, 1.0, False),
+        ("everything_guided_v", (3, 1, 5, 3), 3, True, True, "v", 2.0, None, True),
+    ):
+        n, _, height, width = shape
+        outputs = (2 * n if scale else n, *shape[1:])
+        inputs = fill("ddim_step", case, model_output=outputs, latents=shape, z0=shape, noise=shape, variance_noise=shape)
+        inputs["hole"] = uniform(("ddim_step", case, "hole"), (n, 1, height, width)).round()
+        inputs["row"] = uniform(("ddim_step", case, "row"), (rows, 8), 0.2, 1.0)
+        a, b, a_prev, direction, sigma, known_a, known_b, s = columns(inputs["row"])
+        x0, epsilon = predicted(prediction, guided(inputs["model_output"], scale), inputs["latents"], a, b)
+        if threshold:
+            x0 = torch.maximum(torch.minimum(x0, s), -s) / s
+        elif clip:
+            x0 = x0.clamp(-clip, clip)
+        y = a_prev * x0 + direction * epsilon + (sigma * inputs["variance_noise"] if variance else 0)
+        if known:
+            y = inputs["hole"] * y + (1 - inputs["hole"]) * (known_a * inputs["z0"] + known_b * inputs["noise"])
+        yield case, inputs, y
+
+
+def threshold_quantile():
+    for case, shape, rows, prediction, scale, ratio, largest in (
+        ("epsilon", (2, 3, 5, 7), 1, "epsilon", None, 0.995, 100.0),
+        ("v_prediction", (2, 3, 5, 7), 2, "v", None, 0.9, 100.0),
+        ("sample", (3, 4, 3, 3), 1, "sample", None, 0.5, 100.0),
+        ("guided", (2, 3, 5, 5), 2, "epsilon", 3.0, 0.8, 100.0),
+        ("largest", (2, 3, 5, 5), 1, "sample", None, 0.995, 1.5),
+        ("at_least_one", (2, 3, 5, 5), 1, "sample", None, 0.01, 1.5),
+        ("maximum", (1, 1, 3, 5), 1, "sample", None, 1.0, 100.0),
+        ("one_value", (2, 1, 1, 1), 1, "sample", None, 0.995, 100.0),
+    ):
+        n = shape[0]
+        inputs = {
+            "model_output": affine("threshold_quantile", case, "model_output", (2 * n if scale else n, *shape[1:]), 3.0, 0.5),
+            "latents": affine("threshold_quantile", case, "latents", shape, 1.0),
+            "row": uniform(("threshold_quantile", case, "row"), (rows, 8), 0.2, 1.0),
+        }
+        a, b, *_ = columns(inputs["row"])
+        x0, _ = predicted(prediction, guided(inputs["model_output"], scale), inputs["latents"], a, b)
+        y = inputs["row"].expand(n, 8).clone()
+        y[:, 7] = torch.quantile(x0.abs().flatten(1), ratio, dim=1).clamp(1, largest)
+        yield case, inputs, y
+
+
+OPS = (
+    activation,
+    attention,
+    binary,
+    concat,
+    conv2d,
+    count_nonfinite,
+    ddim_step,
+    embedding,
+    group_norm,
+    image_to_tensor,
+    layer_norm,
+    matmul,
+    modulate,
+    pool2d,
+    softmax,
+    tensor_to_image,
+    threshold_quantile,
+    timestep_embedding,
+    upsample_nearest,
+)
 
 
 def fixture(op):
