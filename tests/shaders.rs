@@ -136,8 +136,7 @@ fn translate(module: &Module, info: &ModuleInfo) -> Result<(), String> {
 fn expectations(op: &'static Op, variant: &'static Variant) -> Vec<Expected> {
     let mut found: Vec<Expected> = Vec::new();
     for case in (op.cases)().iter().chain((op.bench)().iter()) {
-        let recorded = ops::case::record(case).unwrap();
-        let tape = &recorded.tape;
+        let (tape, _) = ops::case::record(case).unwrap();
         for step in tape.steps().iter().filter(|s| s.op.name == op.name) {
             let (accepted, constants, grid) = tape.view(step, |view| ((variant.accepts)(view), (variant.constants)(view), (variant.grid)(view)));
             if !accepted {

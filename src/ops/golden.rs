@@ -14,7 +14,27 @@ macro_rules! goldens {
 }
 
 /// Op name and golden file. A test holds this list against `ops::ALL`.
-pub static FILES: &[(&str, &[u8])] = goldens!["activation", "attention", "conv2d", "group_norm", "matmul"];
+pub static FILES: &[(&str, &[u8])] = goldens![
+    "activation",
+    "attention",
+    "binary",
+    "concat",
+    "conv2d",
+    "count_nonfinite",
+    "ddim_step",
+    "embedding",
+    "group_norm",
+    "image_to_tensor",
+    "layer_norm",
+    "matmul",
+    "modulate",
+    "pool2d",
+    "softmax",
+    "tensor_to_image",
+    "threshold_quantile",
+    "timestep_embedding",
+    "upsample_nearest",
+];
 
 /// The goldens of one op, in PyTorch's axis order: `<case>/<input>` and `<case>/y`.
 pub struct Goldens(BTreeMap<String, Array>);

@@ -10,7 +10,6 @@ pub mod count_nonfinite;
 pub mod ddim_step;
 pub mod embedding;
 pub mod golden;
-pub mod golden;
 pub mod group_norm;
 pub mod image_to_tensor;
 pub mod layer_norm;
