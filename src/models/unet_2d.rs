@@ -3,13 +3,13 @@
 
 use std::path::Path;
 
-use crate::base::{DType, Result};
+use crate::base::{Array, DType, Error, Kind, Result, Shape};
 use crate::models::unet_2d_blocks::{DownBlock, MidBlock, UpBlock, UpChannels};
 use crate::models::unet_2d_config::{ClassEmbed, TimeEmbedding, UNet2DConfig};
 use crate::nn::{Conv2d, Embedding, GroupNorm, TimestepEmbedding, TimestepProjection};
 use crate::ops::activation::Function;
 use crate::ops::conv2d::Conv2d as Geometry;
-use crate::plan::{Tape, Tensor};
+use crate::plan::{Tape, Tensor, Weight};
 use crate::weights::{Config, Scope};
 
 /// `class_embedding`.
@@ -61,7 +61,7 @@ impl UNet2DModel {
         let time_proj = match c.time_embedding_type {
             TimeEmbedding::Fourier => TimestepProjection::fourier(&scope.child("time_proj"), first),
             TimeEmbedding::Positional => TimestepProjection::positional("time_proj", first, c.flip_sin_to_cos, c.freq_shift)
-                .ok_or_else(|| crate::base::Error::new(crate::base::Kind::Config, "freq_shift", format!("no frequency is left of {first} channels")))?,
+                .ok_or_else(|| Error::new(Kind::Config, "freq_shift", format!("no frequency is left of {first} channels")))?,
         };
         let embedding = |name: &str| TimestepEmbedding::load(&scope.child(name), time_proj.width, c.time_embedding_dim);
         let mut model = UNet2DModel {
@@ -134,7 +134,7 @@ impl UNet2DModel {
         let class = match embedding {
             ClassEmbedding::Labels(table) => table.forward(t, class)?,
             ClassEmbedding::Timestep(embedding) => {
-                let h = t.within("class", |t| self.time_proj.forward(t, class))?;
+                let h = self.time_proj.forward(t, class)?;
                 embedding.forward(t, h)?
             }
             ClassEmbedding::Identity => {
@@ -176,7 +176,12 @@ impl UNet2DModel {
 fn per_item(t: &mut Tape, timesteps: Tensor, batch: usize) -> Result<Tensor> {
     match t.shape(timesteps).dims() {
         &[n] if n == batch => Ok(timesteps),
-        &[1] => t.repeat(timesteps, batch),
+        // One product with ones: exact.
+        &[1] => {
+            let ones = Weight::new("ones", Array { shape: Shape::new(&[1, batch]), data: vec![1.0; batch] });
+            let ones = t.weight(&ones);
+            t.linear(timesteps, ones, None)
+        }
         _ => Err(t.mismatch(format!("timesteps are {}, expected [{batch}] or [1]", t.shape(timesteps)))),
     }
 }

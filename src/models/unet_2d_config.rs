@@ -32,13 +32,8 @@ const DOWN_BLOCKS: [(&str, BlockType); 5] = [
     ("UNetResDownBlock2D", PLAIN),
     ("UNetResAttnDownBlock2D", ATTENTION),
 ];
-const UP_BLOCKS: [(&str, BlockType); 5] = [
-    ("UpBlock2D", PLAIN),
-    ("AttnUpBlock2D", ATTENTION),
-    ("ResnetUpsampleBlock2D", RESNET),
-    ("UNetResUpBlock2D", PLAIN),
-    ("UNetResAttnUpBlock2D", ATTENTION),
-];
+const UP_BLOCKS: [(&str, BlockType); 5] =
+    [("UpBlock2D", PLAIN), ("AttnUpBlock2D", ATTENTION), ("ResnetUpsampleBlock2D", RESNET), ("UNetResUpBlock2D", PLAIN), ("UNetResAttnUpBlock2D", ATTENTION)];
 const ACTIVATIONS: [(&str, Function); 5] =
     [("silu", Function::Silu), ("swish", Function::Silu), ("mish", Function::Mish), ("gelu", Function::Gelu), ("relu", Function::Relu)];
 
@@ -150,8 +145,12 @@ impl UNet2DConfig {
                 return Err(c.error(field, format!("{count} blocks, expected {} as block_out_channels has", self.block_out_channels.len())));
             }
         }
-        if self.time_embedding_type == TimeEmbedding::Positional && ((self.block_out_channels[0] / 2) as f64 - self.freq_shift) * (self.block_out_channels[0] / 2) as f64 == 0.0 {
-            return Err(c.error("freq_shift", format!("{} with {} channels in the first block leaves no frequency", self.freq_shift, self.block_out_channels[0])));
+        if self.time_embedding_type == TimeEmbedding::Positional
+            && ((self.block_out_channels[0] / 2) as f64 - self.freq_shift) * (self.block_out_channels[0] / 2) as f64 == 0.0
+        {
+            return Err(
+                c.error("freq_shift", format!("{} with {} channels in the first block leaves no frequency", self.freq_shift, self.block_out_channels[0]))
+            );
         }
         Ok(self)
     }

@@ -38,6 +38,7 @@ impl Conv2d {
     pub fn with_batch_norm(scope: &Scope, conv: &str, norm: &str, inputs: usize, outputs: usize, kernel: usize, geometry: Geometry) -> Conv2d {
         let plain = Self::without_bias(&scope.child(conv), inputs, outputs, kernel, geometry);
         let norm_scope = scope.child(norm);
+        norm_scope.dropping("num_batches_tracked");
         let [gamma, beta] = ["weight", "bias"].map(|name| norm_scope.weight(name, &[outputs], Layout::Plain));
         let [mean, var] = ["running_mean", "running_var"].map(|name| norm_scope.buffer(name, &[outputs], Layout::Plain));
         if let Some(at) = var.array.data.iter().position(|&v| v < 0.0) {

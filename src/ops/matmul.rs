@@ -68,7 +68,7 @@ impl Tape {
         let &[rows, n] = self.shape(weight).dims() else {
             return Err(self.mismatch(format!("linear weight is {}, expected two axes", self.shape(weight))));
         };
-        if rows != k || shape.rank() < 2 {
+        if rows != k || shape.rank() == 0 {
             return Err(self.mismatch(format!("linear of {shape}: weight takes {rows} features, expected {k}")));
         }
         let mut out = shape.dims().to_vec();

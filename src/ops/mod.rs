@@ -8,6 +8,7 @@ pub mod concat;
 pub mod conv2d;
 pub mod count_nonfinite;
 pub mod ddim_step;
+pub mod divide;
 pub mod embedding;
 pub mod golden;
 pub mod group_norm;
@@ -42,6 +43,7 @@ pub static ALL: &[&Op] = &[
     &conv2d::OP,
     &count_nonfinite::OP,
     &ddim_step::OP,
+    &divide::OP,
     &embedding::OP,
     &group_norm::OP,
     &image_to_tensor::OP,

@@ -220,6 +220,11 @@ impl Config {
         self.choice(field, None, &[(expected, ())])
     }
 
+    /// Requires `field` to be `expected`, `null` or absent.
+    pub fn require_or_absent(&self, field: &str, expected: &str) -> Result<()> {
+        self.nullable_choice(field, None, &[(expected, ())]).map(|_| ())
+    }
+
     /// Fails on fields that nobody asked for and names them. Names that begin with `_` are the writer's own remarks.
     pub fn finish(&self) -> Result<()> {
         let known = self.known.borrow();

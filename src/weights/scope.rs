@@ -37,7 +37,7 @@ struct Book {
     missing: BTreeSet<String>,
     faults: Vec<String>,
     fault_count: usize,
-    droppings: Vec<&'static str>,
+    droppings: BTreeSet<String>,
     parameters: u64,
 }
 
@@ -126,6 +126,10 @@ impl Scope {
             self.note(format!("{full} is {shape:?}, expected {expected:?}"));
             return None;
         }
+        if expected.contains(&0) {
+            self.note(format!("{full} is {shape:?}, expected values"));
+            return None;
+        }
         let Some(values) = store.floats(full) else {
             let dtype = store.dtype(full).map_or(String::new(), |d| d.to_string());
             self.note(format!("{full} has dtype {dtype}, expected F32, F16, BF16 or F64"));
@@ -152,17 +156,16 @@ impl Scope {
         }
     }
 
-    /// Declares names that this model's checkpoints hold and nobody needs: `num_batches_tracked` covers that name and
-    /// every `....num_batches_tracked`.
-    pub fn droppings(&self, names: &[&'static str]) {
-        self.ledger.book.borrow_mut().droppings.extend(names);
+    /// Declares that checkpoints hold `name` here and that nobody needs it: `num_batches_tracked` of a batch norm.
+    pub fn dropping(&self, name: &str) {
+        self.ledger.book.borrow_mut().droppings.insert(self.full(name));
     }
 
     /// Closes the account: fails with one error that lists everything missing, misshapen, unusable and unread.
     pub fn finish(&self) -> Result<Account> {
         let book = self.ledger.book.borrow();
-        let is_dropped = |name: &str| book.droppings.iter().any(|d| name == *d || name.strip_suffix(d).is_some_and(|rest| rest.ends_with('.')));
-        let (dropped, unused): (Vec<&str>, Vec<&str>) = self.ledger.store.names().filter(|name| !book.used.contains(*name)).partition(|name| is_dropped(name));
+        let (dropped, unused): (Vec<&str>, Vec<&str>) =
+            self.ledger.store.names().filter(|name| !book.used.contains(*name)).partition(|name| book.droppings.contains(*name));
         let mut facts = book.faults.clone();
         if book.fault_count > facts.len() {
             facts.push(format!("and {} more", book.fault_count - facts.len()));
@@ -221,7 +224,7 @@ mod tests {
         let w = s.child("conv").weight("weight", &[4, 3, 1, 2], Layout::ConvWeight);
         assert_eq!((w.dims(), &*w.name), (&[1usize, 2, 3, 4][..], "conv.weight"));
         s.buffer("bn.running_mean", &[4], Layout::Plain);
-        s.droppings(&["num_batches_tracked"]);
+        s.child("bn").dropping("num_batches_tracked");
         let account = s.finish().unwrap();
         assert_eq!((account.parameters, account.dropped), (24, vec!["bn.num_batches_tracked".to_string()]));
     }
@@ -234,7 +237,7 @@ mod tests {
         s.weight("conv_out.weight", &[1], Layout::Plain);
         s.weight("nan", &[2], Layout::Plain);
         s.child("norm").fault("3 groups do not divide 8 channels");
-        s.droppings(&["num_batches_tracked"]);
+        s.child("x").dropping("num_batches_tracked");
         let error = s.finish().unwrap_err();
         let text = error.to_string();
         let want = "unet: conv_in.weight is [8, 4, 3, 3], expected [8, 9, 3, 3]; nan holds NaN at element 0, expected finite values; \

@@ -136,6 +136,12 @@ def count_nonfinite():
         yield case, {"x": x.reshape(shape)}, (~torch.isfinite(x)).sum().int().reshape(1)
 
 
+def divide():
+    for case, shape, divisors in (("per_item", (3, 2, 5, 7), 3), ("one_for_all", (3, 4, 5, 2), 1), ("vector", (67,), 67)):
+        x, d = normal(("divide", case, "x"), shape), uniform(("divide", case, "d"), (divisors,), 0.25, 80.0)
+        yield case, {"x": x, "d": d}, x / d.reshape(-1, *[1] * (len(shape) - 1))
+
+
 def embedding():
     for case, table, count in (("classes", (8, 45), 11), ("coefficients", (50, 8), 1), ("one_row", (1, 7), 3)):
         weight = fill("embedding", case, table=table)["table"]
@@ -345,6 +351,7 @@ OPS = (
     conv2d,
     count_nonfinite,
     ddim_step,
+    divide,
     embedding,
     group_norm,
     image_to_tensor,
