@@ -1,7 +1,9 @@
 //! Runs a case: its inputs from its name, its record on a tape, its twin.
 
-use crate::base::{Array, DType, Error, Kind, Result, rng};
-use crate::plan::{Case, Fill, Layout, Op, Tape, Tensor, TwinCall};
+use std::borrow::Cow;
+
+use crate::base::{Array, DType, Error, Kind, Result, Shape, rng};
+use crate::plan::{Case, Fill, Layout, Op, Tape, Tensor, TensorKind, TwinCall};
 
 /// The case's inputs in our axis order, each a function of (op, case, input) names. Index inputs hold `u32` bits.
 pub fn generated_inputs(op: &Op, case: &Case) -> Vec<Array> {
@@ -27,7 +29,7 @@ pub fn generated_inputs(op: &Op, case: &Case) -> Vec<Array> {
                 normal().into_iter().enumerate().map(|(i, v)| if (i + 1) % every == 0 { odd[(i / every) % 3] } else { v }).collect()
             }
         };
-        Array { shape: crate::base::Shape::new(&shape), data }
+        Array { shape: Shape::new(&shape), data }
     };
     case.inputs.iter().map(fill).collect()
 }
@@ -59,11 +61,34 @@ pub fn bound<'a>(tape: &Tape, inputs: &'a [Array]) -> Vec<&'a [f32]> {
 /// The twin's result on `inputs` (our axis order), and its element type.
 pub fn run_twin(case: &Case, inputs: &[Array]) -> Result<(Array, DType)> {
     let (tape, y) = record(case)?;
-    let step = &tape.steps()[0];
-    let values = bound(&tape, inputs);
-    let shapes: Vec<_> = step.inputs.iter().map(|&t| tape.shape(t)).collect();
-    let mut output = Array::zeros(tape.shape(y).dims());
-    let output_shape = tape.shape(y);
-    (step.op.twin)(&mut TwinCall { params: &step.params, inputs: &values, shapes: &shapes, output: &mut output.data, output_shape });
-    Ok((output, tape.dtype(y)))
+    let values: Vec<&[f32]> = inputs.iter().map(|a| a.data.as_slice()).collect();
+    let data = run_tape(&tape, &values, y).map_err(|e| e.within(case.name))?;
+    Ok((Array::new(tape.shape(y).dims(), data)?, tape.dtype(y)))
+}
+
+/// The value of `output` after all steps of `tape`, by the CPU twins; `inputs` in the order in which the tape's were made.
+/// Nothing is freed in between: for single kernels, not for models.
+pub fn run_tape(tape: &Tape, inputs: &[&[f32]], output: Tensor) -> Result<Vec<f32>> {
+    let mut given = inputs.iter();
+    let mut values: Vec<Cow<[f32]>> = Vec::with_capacity(tape.tensors.len());
+    for info in &tape.tensors {
+        values.push(match &info.kind {
+            TensorKind::Input(name) => match given.next() {
+                Some(v) if v.len() == info.shape.numel() => Cow::Borrowed(*v),
+                Some(v) => return Err(Error::new(Kind::Shape, name, format!("{} values, expected {} for {}", v.len(), info.shape.numel(), info.shape))),
+                None => return Err(Error::new(Kind::Usage, name, "no value was given for this input")),
+            },
+            TensorKind::Weight(weight) => Cow::Borrowed(weight.array.data.as_slice()),
+            TensorKind::Activation => Cow::Owned(vec![0.0; info.shape.numel()]),
+        });
+    }
+    for step in tape.steps() {
+        let mut result = std::mem::take(&mut values[step.output.index()]).into_owned();
+        let step_inputs: Vec<&[f32]> = step.inputs.iter().map(|t| values[t.index()].as_ref()).collect();
+        let shapes: Vec<&Shape> = step.inputs.iter().map(|&t| tape.shape(t)).collect();
+        let output_shape = tape.shape(step.output);
+        (step.op.twin)(&mut TwinCall { params: &step.params, inputs: &step_inputs, shapes: &shapes, output: &mut result, output_shape });
+        values[step.output.index()] = Cow::Owned(result);
+    }
+    Ok(values.swap_remove(output.index()).into_owned())
 }

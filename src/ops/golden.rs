@@ -22,6 +22,7 @@ pub static FILES: &[(&str, &[u8])] = goldens![
     "conv2d",
     "count_nonfinite",
     "ddim_step",
+    "divide",
     "embedding",
     "group_norm",
     "image_to_tensor",

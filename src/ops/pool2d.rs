@@ -232,8 +232,8 @@ mod tests {
     #[test]
     fn a_whole_image_takes_the_whole_variant() {
         for case in cases() {
-            let recorded = crate::ops::case::record(&case).unwrap();
-            let chosen = recorded.tape.view(&recorded.tape.steps()[0], |view| OP.choose(view).map(|v| v.name));
+            let (tape, _) = crate::ops::case::record(&case).unwrap();
+            let chosen = tape.view(&tape.steps()[0], |view| OP.choose(view).map(|v| v.name));
             assert_eq!(chosen, Some(if case.name.starts_with("global") { "whole" } else { "direct" }), "{}", case.name);
         }
     }
