@@ -3,6 +3,8 @@
 mod bench;
 mod check;
 mod devices;
+mod forward;
+mod inspect;
 mod speech;
 
 use clap::{Args, Parser, Subcommand};
@@ -58,6 +60,12 @@ enum Verb {
     /// Prove every op and variant on the device
     #[command(after_help = "Example: naevus check --device gpu --export check.json")]
     Check(check::CheckArgs),
+    /// Say what a weights file or model folder holds
+    #[command(after_help = "Example: naevus inspect ../shared/reference/inpaint-ham128 --batch 4")]
+    Inspect(inspect::InspectArgs),
+    /// Run one component on tensors from a file
+    #[command(after_help = "Example: naevus forward --model M --component unet --inputs in.safetensors --out out.safetensors --tap mid_block")]
+    Forward(forward::ForwardArgs),
     /// Prove, then time kernels or a model
     #[command(after_help = "Example: naevus bench ops --filter conv2d --export md bench.md")]
     Bench(bench::BenchArgs),
@@ -88,6 +96,8 @@ fn dispatch(cli: &Cli) -> Result<Outcome> {
     match &cli.verb {
         Verb::Devices => devices::run(common),
         Verb::Check(args) => check::run(common, args),
+        Verb::Inspect(args) => inspect::run(common, args),
+        Verb::Forward(args) => forward::run(common, args),
         Verb::Bench(args) => bench::run(common, args),
     }
 }

@@ -6,7 +6,7 @@ use crate::base::{Comparison, DType, Result, compare};
 use crate::exec::gpu::{Gpu, KernelRun};
 use crate::ops::case;
 use crate::ops::golden::Goldens;
-use crate::plan::{Case, Layout, Op, Variant};
+use crate::plan::{Case, Op, Variant};
 
 /// One proof.
 #[derive(Clone, Debug)]
@@ -32,11 +32,7 @@ pub fn prove_twin(op: &'static Op) -> Vec<Proof> {
     for case in (op.cases)().iter().filter(|case| case.golden) {
         let compared = goldens.inputs(case).and_then(|inputs| {
             let (actual, dtype) = case::run_twin(case, &inputs)?;
-            let actual = match case::output_layout(case, actual.dims().len()) {
-                Layout::Image => actual.to_channels_first(),
-                _ => actual,
-            };
-            Ok(judge(op, dtype, &actual.data, &goldens.expected(case)?.data))
+            Ok(judge(op, dtype, &actual.to_channels_first().data, &goldens.expected(case)?.data))
         });
         proofs.push(match compared {
             Ok(c) => proof(case.name, c.passed, c.worst, c.what),

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use crate::base::{Array, DType, Error, Kind, Result, Shape, rng};
-use crate::plan::{Case, Fill, Layout, Op, Tape, Tensor, TensorKind, TwinCall};
+use crate::plan::{Case, Fill, Op, Tape, Tensor, TensorKind, TwinCall};
 
 /// The case's inputs in our axis order, each a function of (op, case, input) names. Index inputs hold `u32` bits.
 pub fn generated_inputs(op: &Op, case: &Case) -> Vec<Array> {
@@ -44,12 +44,6 @@ pub fn record(case: &Case) -> Result<(Tape, Tensor)> {
         [_] => Ok((tape, y)),
         steps => Err(Error::new(Kind::Shape, case.name, format!("the case records {} steps, expected 1", steps.len()))),
     }
-}
-
-/// How the case's result stands in a golden file: four axes are an image, unless an input of four axes is plain.
-pub fn output_layout(case: &Case, rank: usize) -> Layout {
-    let plain = |i: &crate::plan::CaseInput| i.shape.len() == 4 && i.layout == Layout::Plain;
-    if rank == 4 && !case.inputs.iter().any(plain) { Layout::Image } else { Layout::Plain }
 }
 
 /// The values that the case's one step binds, in binding order: inputs of the case, some of them twice.

@@ -1,0 +1,225 @@
+//! `naevus inspect`: what a weights file or model folder holds, from the files alone.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::{Common, Outcome, speech};
+use crate::base::{DType, Result};
+use crate::models::inpaint_model::InpaintModel;
+use crate::models::recognise::{Kind as ModelKind, recognise};
+use crate::models::resnet::ResNet;
+use crate::models::taesd::Taesd;
+use crate::models::unet_2d::{ClassInput, UNet2DModel};
+use crate::plan::{Limits, Options, Plan, Tape};
+use crate::weights::Store;
+
+#[derive(clap::Args)]
+pub(crate) struct InspectArgs {
+    /// A model folder, a component's folder or a safetensors file
+    path: PathBuf,
+    /// Images per forward for the cost and memory columns
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
+    /// List every tensor
+    #[arg(long)]
+    tensors: bool,
+}
+
+/// One component's facts.
+struct Component {
+    name: &'static str,
+    parameters: u64,
+    detail: Value,
+    /// Plan of one forward.
+    plan: Option<Plan>,
+}
+
+pub(crate) fn run(common: &Common, args: &InspectArgs) -> Result<Outcome> {
+    let batch = args.batch.clamp(1, 4096);
+    let found = recognise(&args.path)?;
+    let components = match found.kind {
+        ModelKind::InpaintModel => inpaint(&found.path, batch)?,
+        ModelKind::UNet2DModel => vec![unet(&UNet2DModel::load(&found.path)?, batch)?],
+        ModelKind::Taesd => taesd(&Taesd::load(&found.path)?, batch, 256)?,
+        ModelKind::ResNet => vec![resnet(&ResNet::load(&found.path)?, batch)?],
+        ModelKind::Weights(_) => Vec::new(),
+    };
+    let files = weight_files(&args.path)?;
+    let mut report = json!({ "path": args.path.display().to_string(), "architecture": found.name, "files": [], "components": [] });
+    for (path, store) in &files {
+        let value = file_report(path, store, args.tensors);
+        push(&mut report["files"], value);
+    }
+    for component in &components {
+        push(&mut report["components"], component_report(component, batch));
+    }
+    if common.json {
+        speech::print_json(&report)?;
+    } else {
+        print_text(&report, args)?;
+    }
+    Ok(Outcome::Done)
+}
+
+fn push(list: &mut Value, value: Value) {
+    if let Some(list) = list.as_array_mut() {
+        list.push(value);
+    }
+}
+
+fn freeze(tape: Tape) -> Result<Option<Plan>> {
+    Plan::freeze(tape, &Options { limits: Limits::HOST, ..Options::default() }).map(Some)
+}
+
+fn inpaint(folder: &Path, batch: usize) -> Result<Vec<Component>> {
+    let model = InpaintModel::load(folder)?;
+    let index = &model.index;
+    let size = index.image_size;
+    let mut components = vec![Component {
+        name: "inpaint",
+        parameters: model.parameters(),
+        detail: json!({
+            "image_size": size, "class_names": index.class_names, "null_class": index.null_class, "scaling_factor": index.scaling_factor,
+            "dilate_px": index.dilate_px, "masked_fill": index.masked_fill, "reimpose_known": index.reimpose_known,
+        }),
+        plan: None,
+    }];
+    components.push(unet(&model.unet, batch)?);
+    components.extend(taesd(&model.vae, batch, size)?);
+    Ok(components)
+}
+
+fn unet(model: &UNet2DModel, batch: usize) -> Result<Component> {
+    let c = &model.config;
+    let multiple = c.size_multiple();
+    let [h, w] = c.sample_size.unwrap_or([32usize.next_multiple_of(multiple); 2]);
+    let mut tape = Tape::new();
+    let sample = tape.input("sample", &[batch, h, w, c.in_channels], DType::F32);
+    let timestep = tape.input("timestep", &[batch], DType::F32);
+    let class = model.class_input().map(|class| match class {
+        ClassInput::Labels(_) => tape.input("class_labels", &[batch], DType::U32),
+        ClassInput::Timestep => tape.input("class_labels", &[batch], DType::F32),
+        ClassInput::Vector(width) => tape.input("class_labels", &[batch, width], DType::F32),
+    });
+    let y = model.forward(&mut tape, sample, timestep, class)?;
+    tape.output("sample", y);
+    Ok(Component {
+        name: "unet (UNet2DModel)",
+        parameters: model.parameters,
+        detail: json!({
+            "sample": [batch, c.in_channels, h, w], "out_channels": c.out_channels, "block_out_channels": c.block_out_channels,
+            "classes": match model.class_input() { Some(ClassInput::Labels(rows)) => json!(rows), _ => Value::Null },
+        }),
+        plan: freeze(tape)?,
+    })
+}
+
+fn taesd(model: &Taesd, batch: usize, size: usize) -> Result<Vec<Component>> {
+    let factor = model.config.downscale;
+    let size = size.next_multiple_of(factor);
+    let detail = json!({ "variant": model.config.variant, "latent_channels": model.config.latent_channels, "downscale": factor, "image_size": size });
+    let mut encoder = Tape::new();
+    let x = encoder.input("sample", &[batch, size, size, 3], DType::F32);
+    let y = model.encode(&mut encoder, x)?;
+    encoder.output("latents", y);
+    let mut decoder = Tape::new();
+    let x = decoder.input("latents", &[batch, size / factor, size / factor, model.config.latent_channels], DType::F32);
+    let y = model.decode(&mut decoder, x)?;
+    decoder.output("sample", y);
+    Ok(vec![
+        Component { name: "vae encoder (TAESD)", parameters: model.parameters(), detail: detail.clone(), plan: freeze(encoder)? },
+        Component { name: "vae decoder (TAESD)", parameters: model.parameters(), detail, plan: freeze(decoder)? },
+    ])
+}
+
+fn resnet(model: &ResNet, batch: usize) -> Result<Component> {
+    let [h, w] = model.config.preprocess.input_size;
+    let mut tape = Tape::new();
+    let x = tape.input("pixel_values", &[batch, h, w, 3], DType::F32);
+    let features = model.features(&mut tape, x)?;
+    tape.output("features", features);
+    Ok(Component {
+        name: "classifier (ResNet)",
+        parameters: model.parameters,
+        detail: json!({
+            "architecture": model.config.architecture, "num_features": model.num_features, "num_classes": model.config.num_classes,
+            "label_names": model.config.label_names, "input_size": [h, w],
+        }),
+        plan: freeze(tape)?,
+    })
+}
+
+/// Every safetensors file at or below the path, two folders deep.
+fn weight_files(path: &Path) -> Result<Vec<(PathBuf, Store)>> {
+    let mut paths = Vec::new();
+    collect(path, 2, &mut paths);
+    paths.sort();
+    paths.into_iter().map(|p| Store::open(&p).map(|store| (p, store))).collect()
+}
+
+fn collect(path: &Path, depth: usize, found: &mut Vec<PathBuf>) {
+    if path.is_file() {
+        if path.extension().is_some_and(|e| e == "safetensors") {
+            found.push(path.to_path_buf());
+        }
+    } else if let Ok(entries) = std::fs::read_dir(path)
+        && depth > 0
+    {
+        entries.flatten().for_each(|entry| {
+            let below = entry.path();
+            let depth = if below.is_dir() { depth - 1 } else { depth };
+            if below.is_file() || depth > 0 {
+                collect(&below, depth, found);
+            }
+        });
+    }
+}
+
+fn file_report(path: &Path, store: &Store, list: bool) -> Value {
+    let entries = store.entries();
+    let mut dtypes: Vec<String> = entries.iter().map(|e| e.dtype.clone()).collect();
+    dtypes.sort();
+    dtypes.dedup();
+    let numbers: u64 = entries.iter().map(|e| e.shape.iter().map(|&d| d as u64).product::<u64>()).sum();
+    let bytes = std::fs::metadata(path).map(|m| m.len()).unwrap_or(0);
+    let tensors: Vec<Value> =
+        if list { entries.iter().map(|e| json!({ "name": e.name, "dtype": e.dtype, "shape": e.shape })).collect() } else { Vec::new() };
+    json!({ "path": path.display().to_string(), "bytes": bytes, "tensors": entries.len(), "numbers": numbers, "dtypes": dtypes, "list": tensors, "metadata": store.metadata() })
+}
+
+fn component_report(c: &Component, batch: usize) -> Value {
+    let mut value = json!({ "name": c.name, "parameters": c.parameters, "config": c.detail, "missing": [], "unused": [] });
+    if let Some(plan) = &c.plan {
+        value["batch"] = json!(batch);
+        value["flops_per_forward"] = json!(plan.tape.total_cost().flops);
+        value["peak_memory_bytes"] = json!(plan.peak_bytes());
+        value["weight_bytes"] = json!(plan.weight_bytes());
+        value["steps"] = json!(plan.steps().len());
+    }
+    value
+}
+
+fn print_text(report: &Value, args: &InspectArgs) -> Result<()> {
+    let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_string);
+    let list = |v: &Value| v.as_array().cloned().unwrap_or_default();
+    speech::print_line(&format!("{}: {}", text(&report["path"]), text(&report["architecture"])))?;
+    for c in list(&report["components"]) {
+        let parameters = c["parameters"].as_u64().unwrap_or(0);
+        speech::print_line(&format!("  {}: {:.2} M parameters, nothing missing, nothing unused", text(&c["name"]), parameters as f64 / 1e6))?;
+        for (field, value) in c["config"].as_object().into_iter().flatten() {
+            speech::print_line(&format!("      {field}: {value}"))?;
+        }
+        if let (Some(flops), Some(peak)) = (c["flops_per_forward"].as_u64(), c["peak_memory_bytes"].as_u64()) {
+            speech::print_line(&format!("      one forward at batch {}: {:.2} GFLOP, peak memory {}", args.batch, flops as f64 / 1e9, speech::bytes(peak)))?;
+        }
+    }
+    for f in list(&report["files"]) {
+        let bytes = speech::bytes(f["bytes"].as_u64().unwrap_or(0));
+        speech::print_line(&format!("  {}: {} tensors, {}, {bytes}", text(&f["path"]), f["tensors"], list(&f["dtypes"]).iter().map(text).collect::<Vec<_>>().join(" ")))?;
+        for t in list(&f["list"]) {
+            speech::print_line(&format!("      {} {} {}", text(&t["name"]), text(&t["dtype"]), t["shape"]))?;
+        }
+    }
+    Ok(())
+}
