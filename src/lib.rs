@@ -1,6 +1,7 @@
 pub mod base;
 pub mod cli;
 pub mod diffusion;
+pub mod driver;
 pub mod exec;
 pub mod models;
 pub mod nn;

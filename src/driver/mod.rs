@@ -1,0 +1,7 @@
+//! Floor 6: jobs over files. Data sets and their images, the classifier's view of an image, features and the selection of samples.
+//! Image formats and tables are known here and nowhere below.
+
+pub mod clock;
+pub mod files;
+pub mod manifest;
+pub mod png_file;
