@@ -1,5 +1,6 @@
 pub mod base;
 pub mod cli;
+pub mod diffusion;
 pub mod driver;
 pub mod exec;
 pub mod models;

@@ -1,7 +1,14 @@
 //! Floor 6: jobs over files. Data sets and their images, the classifier's view of an image, features and the selection of samples.
 //! Image formats and tables are known here and nowhere below.
 
+pub mod class_plan;
+pub mod clock;
 pub mod dataset;
+pub mod files;
 pub mod image;
+pub mod manifest;
+pub mod png_file;
 pub mod resize;
+pub mod run_settings;
+pub mod sources;
 pub mod transform;

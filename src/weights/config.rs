@@ -139,6 +139,17 @@ impl Config {
         }
     }
 
+    /// A list of 1 to `longest` numbers in `range`; None when absent or `null`.
+    pub fn nullable_numbers(&self, field: &str, range: RangeInclusive<f64>, longest: usize) -> Result<Option<Vec<f64>>> {
+        let value = match self.get(field) {
+            None | Some(Value::Null) => return Ok(None),
+            Some(value) => value,
+        };
+        let expected = || format!("a list of 1 to {longest}, each {}", span(&range));
+        let items = value.as_array().filter(|a| (1..=longest).contains(&a.len())).ok_or_else(|| self.wrong(field, value, &expected()))?;
+        items.iter().map(|item| self.to_number(field, item, &range)).collect::<Result<_>>().map(Some)
+    }
+
     pub fn flag(&self, field: &str, default: impl Into<Option<bool>>) -> Result<bool> {
         match (self.get(field), default.into()) {
             (Some(value), _) => value.as_bool().ok_or_else(|| self.wrong(field, value, "true or false")),
@@ -270,6 +281,8 @@ mod tests {
         assert_eq!(c.number("a", None, 0.0..=3.0).unwrap(), 3.0);
         assert_eq!(c.integers("g", None, 0..=9, 4).unwrap(), [1, 2]);
         assert_eq!(c.numbers::<2>("g", None, 0.0..=9.0).unwrap(), [1.0, 2.0]);
+        assert_eq!(c.nullable_numbers("g", 0.0..=9.0, 2).unwrap().unwrap(), [1.0, 2.0]);
+        assert!(c.nullable_numbers("b", 0.0..=9.0, 2).unwrap().is_none());
         assert!(c.flag("h", None).unwrap());
         assert_eq!(c.choice("f", None, &[("silu", 1), ("relu", 2)]).unwrap(), 1);
         assert_eq!(c.object("i").unwrap().unwrap().integer("x", None, 0..=1).unwrap(), 1);
@@ -280,6 +293,8 @@ mod tests {
             (c.integer("z", None, 1..=4).unwrap_err(), "config.json: z: absent, expected an integer from 1 to 4"),
             (c.integers("g", None, 0..=1, 4).unwrap_err(), "config.json: g: 2, expected an integer from 0 to 1"),
             (c.numbers::<3>("g", None, 0.0..=9.0).unwrap_err(), "config.json: g: [1,2], expected 3 times a number from 0 to 9"),
+            (c.nullable_numbers("g", 0.0..=1.0, 4).unwrap_err(), "config.json: g: 2, expected a number from 0 to 1"),
+            (c.nullable_numbers("g", 0.0..=9.0, 1).unwrap_err(), "config.json: g: [1,2], expected a list of 1 to 1, each a number from 0 to 9"),
             (c.choice("f", None, &[("mish", 1), ("relu", 2)]).unwrap_err(), "config.json: f: \"silu\", expected one of \"mish\", \"relu\""),
             (c.flag("a", None).unwrap_err(), "config.json: a: 3, expected true or false"),
             (c.finish().err().unwrap_or_else(|| c.error("x", "")), "config.json: x: "),

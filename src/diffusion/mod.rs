@@ -1,0 +1,8 @@
+//! Floor 5: the sampling algorithms in the papers' notation. Noise is always an argument.
+
+pub mod ddim;
+pub mod region;
+pub mod scheduler;
+
+pub use ddim::{Schedule, Walk};
+pub use scheduler::Scheduler;
