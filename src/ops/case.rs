@@ -86,3 +86,56 @@ pub fn run_tape(tape: &Tape, inputs: &[&[f32]], output: Tensor) -> Result<Vec<f3
     }
     Ok(values.swap_remove(output.index()).into_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::CaseInput;
+
+    fn filled(fill: Fill) -> Vec<f32> {
+        let case = Case::new("test", vec![CaseInput::new("x", &[4096], crate::plan::Layout::Plain, fill)], |t, i| t.count_nonfinite(i[0]));
+        generated_inputs(&crate::ops::count_nonfinite::OP, &case).remove(0).data
+    }
+
+    #[test]
+    fn inputs_depend_on_their_names_only() {
+        let op = &crate::ops::activation::OP;
+        let cases = (op.cases)();
+        assert_eq!(generated_inputs(op, &cases[0]), generated_inputs(op, &cases[0]));
+        assert_ne!(generated_inputs(op, &cases[0])[0].data, generated_inputs(op, &cases[1])[0].data);
+    }
+
+    #[test]
+    fn fills_are_what_they_say() {
+        // Half of 4096, within six standard deviations of 32.
+        let about_half = |count: usize| (1856..2240).contains(&count);
+        let bits: Vec<u32> = filled(Fill::Index(u32::MAX)).iter().map(|v| v.to_bits()).collect();
+        assert!((0..32).all(|bit| about_half(bits.iter().filter(|&v| v >> bit & 1 == 1).count())));
+        assert!(filled(Fill::Index(7)).iter().all(|v| v.to_bits() < 7));
+        assert!(filled(Fill::Uniform { low: 0.2, high: 1.0 }).iter().all(|v| (0.2..=1.0).contains(v)));
+        let binary = filled(Fill::Binary);
+        assert!(binary.iter().all(|&v| v == 0.0 || v == 1.0) && about_half(binary.iter().filter(|&&v| v == 1.0).count()));
+        assert_eq!(filled(Fill::NonFinite(7)).iter().filter(|v| !v.is_finite()).count(), 4096 / 7);
+    }
+
+    /// Every small case records one step, of its op, with finite values (counts and pixels aside).
+    #[test]
+    fn every_case_runs() {
+        for op in crate::ops::ALL {
+            for case in (op.cases)().iter().filter(|c| c.golden) {
+                let (tape, _) = record(case).unwrap();
+                assert_eq!(tape.steps()[0].op.name, op.name, "{}", case.name);
+                let (y, dtype) = run_twin(case, &generated_inputs(op, case)).unwrap();
+                assert!(!y.data.is_empty());
+                assert!(dtype == DType::U32 || y.data.iter().all(|v| v.is_finite()), "{} {}", op.name, case.name);
+            }
+        }
+    }
+
+    #[test]
+    fn missing_and_misshapen_inputs_are_errors() {
+        let (tape, y) = record(&(crate::ops::activation::OP.cases)()[0]).unwrap();
+        assert!(run_tape(&tape, &[], y).unwrap_err().fact().contains("no value"));
+        assert!(run_tape(&tape, &[&[0.0; 3]], y).unwrap_err().fact().starts_with("3 values, expected 465"));
+    }
+}
