@@ -183,8 +183,7 @@ fn file_report(path: &Path, store: &Store, list: bool) -> Value {
     dtypes.dedup();
     let numbers: u64 = entries.iter().map(|e| e.shape.iter().map(|&d| d as u64).product::<u64>()).sum();
     let bytes = std::fs::metadata(path).map(|m| m.len()).unwrap_or(0);
-    let tensors: Vec<Value> =
-        if list { entries.iter().map(|e| json!({ "name": e.name, "dtype": e.dtype, "shape": e.shape })).collect() } else { Vec::new() };
+    let tensors: Vec<Value> = if list { entries.iter().map(|e| json!({ "name": e.name, "dtype": e.dtype, "shape": e.shape })).collect() } else { Vec::new() };
     json!({ "path": path.display().to_string(), "bytes": bytes, "tensors": entries.len(), "numbers": numbers, "dtypes": dtypes, "list": tensors, "metadata": store.metadata() })
 }
 
@@ -216,7 +215,12 @@ fn print_text(report: &Value, args: &InspectArgs) -> Result<()> {
     }
     for f in list(&report["files"]) {
         let bytes = speech::bytes(f["bytes"].as_u64().unwrap_or(0));
-        speech::print_line(&format!("  {}: {} tensors, {}, {bytes}", text(&f["path"]), f["tensors"], list(&f["dtypes"]).iter().map(text).collect::<Vec<_>>().join(" ")))?;
+        speech::print_line(&format!(
+            "  {}: {} tensors, {}, {bytes}",
+            text(&f["path"]),
+            f["tensors"],
+            list(&f["dtypes"]).iter().map(text).collect::<Vec<_>>().join(" ")
+        ))?;
         for t in list(&f["list"]) {
             speech::print_line(&format!("      {} {} {}", text(&t["name"]), text(&t["dtype"]), t["shape"]))?;
         }

@@ -63,7 +63,10 @@ pub static OP: Op = Op {
     cost,
     cases,
     bench,
-    tolerance: Tolerance { relative: 2e-5, reason: "f32 sums of up to 1e4 values in another order, whose mean is 1/100 of their size: errors of 1e-7 become 1e-5" },
+    tolerance: Tolerance {
+        relative: 2e-5,
+        reason: "f32 sums of up to 1e4 values in another order, whose mean is 1/100 of their size: errors of 1e-7 become 1e-5",
+    },
     variants: &[
         Variant {
             name: "direct",
