@@ -5,6 +5,7 @@ pub mod driver;
 pub mod exec;
 pub mod models;
 pub mod nn;
+pub mod ood;
 pub mod ops;
 pub mod plan;
 pub mod weights;

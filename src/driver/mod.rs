@@ -4,11 +4,13 @@
 pub mod class_plan;
 pub mod clock;
 pub mod dataset;
+pub mod features;
 pub mod files;
 pub mod image;
 pub mod manifest;
 pub mod png_file;
 pub mod resize;
 pub mod run_settings;
+pub mod select;
 pub mod sources;
 pub mod transform;

@@ -4,6 +4,7 @@
 use crate::base::{Array, Error, Kind, Result};
 use crate::driver::image::Rgb8;
 use crate::driver::resize::{self, Filter};
+use crate::models::resnet::Preprocess;
 
 /// How an image comes to the classifier's shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +55,11 @@ impl Transform {
             return wrong("std", format!("{v}, expected a positive number"));
         }
         Ok(Transform { size, filter: Filter::parse(interpolation)?, crop_pct, crop_mode: CropMode::parse(crop_mode)?, mean, std })
+    }
+
+    /// What a classifier's own configuration says.
+    pub fn of(p: &Preprocess) -> Result<Transform> {
+        Transform::new(p.input_size, &p.interpolation, p.crop_pct, &p.crop_mode, p.mean, p.std)
     }
 
     /// Normalised pixels `[H, W, 3]`.

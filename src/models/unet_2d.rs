@@ -174,10 +174,10 @@ impl UNet2DModel {
 
 /// `[N]` as it is, `[1]` repeated.
 fn per_item(t: &mut Tape, timesteps: Tensor, batch: usize) -> Result<Tensor> {
-    match t.shape(timesteps).dims() {
-        &[n] if n == batch => Ok(timesteps),
+    match *t.shape(timesteps).dims() {
+        [n] if n == batch => Ok(timesteps),
         // One product with ones: exact.
-        &[1] => {
+        [1] => {
             let ones = Weight::new("ones", Array { shape: Shape::new(&[1, batch]), data: vec![1.0; batch] });
             let ones = t.weight(&ones);
             t.linear(timesteps, ones, None)

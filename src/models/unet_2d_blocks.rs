@@ -106,7 +106,7 @@ impl ResnetBlock2D {
 enum Sampler {
     DownConv { name: String, conv: Conv2d },
     UpConv { name: String, conv: Conv2d },
-    Resnet(ResnetBlock2D),
+    Resnet(Box<ResnetBlock2D>),
 }
 
 impl Sampler {
@@ -114,7 +114,7 @@ impl Sampler {
         let name = scope.name().to_string();
         let conv = |geometry| Conv2d::load(&scope.child("conv"), channels, channels, 3, geometry);
         match resample {
-            _ if by_resnet => Sampler::Resnet(ResnetBlock2D::load(scope, c, channels, channels, resample, 1.0)),
+            _ if by_resnet => Sampler::Resnet(Box::new(ResnetBlock2D::load(scope, c, channels, channels, resample, 1.0))),
             Resample::Up => Sampler::UpConv { name, conv: conv(Geometry::padded(1)) },
             _ => {
                 let before = c.downsample_padding;

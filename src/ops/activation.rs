@@ -115,12 +115,15 @@ fn sigmoid(x: f32) -> f32 {
     (if x >= 0.0 { 1.0 } else { e }) / (1.0 + e)
 }
 
+/// sqrt(2 / pi).
+const FRAC_SQRT_2_PI: f32 = std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::FRAC_1_SQRT_2;
+
 fn apply(p: &Params, v: f32) -> f32 {
     match p.function {
         1 => silu(v),
         2 => v.max(0.0),
         3 => 0.5 * v * (1.0 + libm::erff(v * std::f32::consts::FRAC_1_SQRT_2)),
-        4 => 0.5 * v * (1.0 + (0.797_884_56 * (v + 0.044_715 * v * v * v)).tanh()),
+        4 => 0.5 * v * (1.0 + (FRAC_SQRT_2_PI * (v + 0.044_715 * v * v * v)).tanh()),
         5 => sigmoid(v),
         6 => v.tanh(),
         7 => v * (v.max(0.0) + (-v.abs()).exp().ln_1p()).tanh(),
