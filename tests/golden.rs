@@ -6,7 +6,7 @@ use std::path::Path;
 
 use naevus::base::DType;
 use naevus::ops::{self, case, golden};
-use naevus::plan::{Case, CaseInput, Fill, Layout};
+use naevus::plan::{Case, CaseInput, Fill};
 
 /// Bytes of a golden file: they are committed and carried inside the program.
 const FILE_BYTES: usize = 128 << 10;
