@@ -6,7 +6,7 @@ use std::path::Path;
 
 use naevus::base::DType;
 use naevus::ops::{self, case, golden};
-use naevus::plan::{Case, CaseInput, Fill};
+use naevus::plan::{Case, CaseInput, Fill, Layout};
 
 /// Bytes of a golden file: they are committed and carried inside the program.
 const FILE_BYTES: usize = 128 << 10;
@@ -18,6 +18,10 @@ fn fault(goldens: &golden::Goldens, case: &Case) -> Option<String> {
         Err(e) => return Some(e.to_string()),
     };
     for (array, input) in inputs.iter().zip(&case.inputs) {
+        // Results of four axes are stored as images; a plain input of four axes would make that a guess.
+        if input.shape.len() == 4 && input.layout == Layout::Plain {
+            return Some(format!("{}/{} has four axes, expected an image or a weight", case.name, input.name));
+        }
         if let Fill::Index(bound) = input.fill
             && array.data.iter().any(|v| v.to_bits() >= bound && bound != u32::MAX)
         {
@@ -29,8 +33,11 @@ fn fault(goldens: &golden::Goldens, case: &Case) -> Option<String> {
         Err(e) => return Some(e.to_string()),
     };
     let shape = tape.shape(y_tensor).dims();
-    // A result of four axes is stored as an image, [N, C, H, W].
-    let expected: Vec<usize> = if shape.len() == 4 { [0, 3, 1, 2].iter().map(|&axis| shape[axis]).collect() } else { shape.to_vec() };
+    // Four axes are an image: [N, H, W, C] here, [N, C, H, W] there.
+    let expected: Vec<usize> = match shape.len() {
+        4 => [0, 3, 1, 2].iter().map(|&axis| shape[axis]).collect(),
+        _ => shape.to_vec(),
+    };
     match goldens.expected(case) {
         Err(e) => Some(e.to_string()),
         Ok(y) if y.dims() != expected => Some(format!("{}/y is {}, expected {expected:?}", case.name, y.shape)),

@@ -33,6 +33,8 @@ pub(crate) struct ForwardArgs {
     /// Print the plan on stderr
     #[arg(long)]
     print_plan: bool,
+    #[command(flatten)]
+    inpaint: super::inpaint::InpaintFlags,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -45,6 +47,8 @@ enum Component {
     VaeDecoder,
     /// pixel_values -> features, logits
     Classifier,
+    /// image, hole, noise, class_labels -> latents_<k>, decoded, output
+    Inpaint,
 }
 
 pub(crate) fn run(common: &Common, args: &ForwardArgs) -> Result<Outcome> {
@@ -52,6 +56,15 @@ pub(crate) fn run(common: &Common, args: &ForwardArgs) -> Result<Outcome> {
     let inputs = Inputs { store: Store::open(&args.inputs)? };
     let mut out = Writer::new();
     match args.component {
+        Component::Inpaint => {
+            if !args.tap.is_empty() {
+                return Err(Error::new(Kind::Usage, "--tap", "--component inpaint has none; use the components"));
+            }
+            super::inpaint::forward(&device, &args.model, &args.inpaint, &options(args), &inputs, &mut out)?;
+        }
+        _ if args.inpaint.given() => {
+            return Err(Error::new(Kind::Usage, "--steps, --guidance, --eta, --strength", "these flags belong to --component inpaint"));
+        }
         Component::Unet => unet(&device, args, &inputs, &mut out)?,
         Component::VaeEncoder | Component::VaeDecoder => vae(&device, args, &inputs, &mut out)?,
         Component::Classifier => classifier(&device, args, &inputs, &mut out)?,
@@ -72,10 +85,6 @@ impl Inputs {
     /// An f32 tensor in our axis order.
     pub(crate) fn tensor(&self, name: &str) -> Result<Array> {
         Ok(self.store.array(name)?.to_channels_last())
-    }
-
-    pub(crate) fn has(&self, name: &str) -> bool {
-        self.store.shape(name).is_some()
     }
 
     pub(crate) fn indices(&self, name: &str) -> Result<Vec<u32>> {

@@ -4,6 +4,7 @@ mod bench;
 mod check;
 mod devices;
 mod forward;
+mod inpaint;
 mod inspect;
 mod speech;
 

@@ -1,6 +1,7 @@
 //! Floor 5: the sampling algorithms in the papers' notation. Noise is always an argument.
 
 pub mod ddim;
+pub mod inpaint;
 pub mod region;
 pub mod scheduler;
 
