@@ -30,6 +30,7 @@ pub static FILES: &[(&str, &[u8])] = goldens![
     "matmul",
     "modulate",
     "pool2d",
+    "repeat",
     "softmax",
     "tensor_to_image",
     "threshold_quantile",

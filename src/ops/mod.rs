@@ -17,6 +17,7 @@ pub mod layer_norm;
 pub mod matmul;
 pub mod modulate;
 pub mod pool2d;
+pub mod repeat;
 pub mod softmax;
 pub mod tensor_to_image;
 pub mod threshold_quantile;
@@ -51,6 +52,7 @@ pub static ALL: &[&Op] = &[
     &matmul::OP,
     &modulate::OP,
     &pool2d::OP,
+    &repeat::OP,
     &softmax::OP,
     &tensor_to_image::OP,
     &threshold_quantile::OP,

@@ -338,6 +338,12 @@ def threshold_quantile():
         yield case, inputs, y
 
 
+def repeat():
+    for case, shape, times in (("images", (2, 5, 3, 7), 2), ("tokens", (3, 4, 5), 3), ("rank_1", (1,), 9), ("once", (4, 3), 1)):
+        x = normal(("repeat", case, "x"), shape)
+        yield case, {"x": x}, x.repeat(times, *[1] * (x.ndim - 1))
+
+
 OPS = (
     activation,
     attention,
@@ -354,6 +360,7 @@ OPS = (
     matmul,
     modulate,
     pool2d,
+    repeat,
     softmax,
     tensor_to_image,
     threshold_quantile,
