@@ -263,6 +263,68 @@ fn no_value_of_any_field_breaks_the_program() {
     }
 }
 
+/// Sets fields of a JSON file.
+fn set(path: &Path, fields: &[(&str, Value)]) {
+    let mut config: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    for (field, value) in fields {
+        config[*field] = value.clone();
+    }
+    std::fs::write(path, config.to_string()).unwrap();
+}
+
+#[test]
+fn an_index_that_contradicts_its_parts_is_refused() {
+    let rows: [(&str, &str, Value, &str); 14] = [
+        ("model_index.json", "class_names", json!(["bcc", "df"]), "class_names: 2 classes and the null class, but unet/config.json has num_class_embeds 4"),
+        ("model_index.json", "class_names", json!(["bcc", "df", "bcc"]), "class_names: `bcc` stands there twice"),
+        ("model_index.json", "class_names", json!(["bcc", "", "df"]), "class_names: expected one name or more, none of them empty"),
+        ("model_index.json", "null_class", json!(0), "null_class: 0, expected 3: the label after the classes"),
+        ("model_index.json", "unet_input", json!(["latents", "hole"]), "unet_input: 5 channels with 4 per latent, expected 9"),
+        ("model_index.json", "unet_input", json!(["latents", "hole", "latents"]), "unet_input: [Latents, Hole, Latents], expected `latents`"),
+        ("model_index.json", "image_size", json!(40), "image_size: 40, expected a multiple of 16"),
+        ("model_index.json", "hole_to_latent", json!("nearest"), "hole_to_latent: \"nearest\", expected \"max_pool\""),
+        ("model_index.json", "scheduler", json!(["diffusers", "PNDMScheduler"]), "scheduler: [\"diffusers\", \"PNDMScheduler\"], expected [["),
+        ("unet/config.json", "num_class_embeds", json!(null), "class_names: 3 classes and the null class, but unet/config.json has class_embed_type None"),
+        ("unet/config.json", "out_channels", json!(8), "unet: out_channels is 8 in unet/config.json, expected 4"),
+        ("vae/config.json", "downscale", json!(16), "vae/config.json: encoder: downscale 8 in the weights, expected 16"),
+        ("vae/config.json", "pool_branch_in_middle_blocks", json!(false), "encoder: pool_branch_in_middle_blocks true in the weights, expected false"),
+        ("vae/config.json", "files", json!({"encoder": "../secret", "decoder": "decoder.safetensors"}), "expected a file name within the folder"),
+    ];
+    for (file, field, value, want) in rows {
+        let copy = Copy::of("inpaint-tiny");
+        set(&copy.path(file), &[(field, value)]);
+        let error = attempt(field, load_inpaint, copy.0.path()).unwrap_or_else(|| panic!("{file}: {field} was accepted")).to_string();
+        assert!(error.contains(want), "{file}: {field}: {error}");
+    }
+    let copy = Copy::of("inpaint-tiny");
+    std::fs::remove_file(copy.path("scheduler/scheduler_config.json")).unwrap();
+    assert!(attempt("no scheduler", load_inpaint, copy.0.path()).unwrap().fact().contains("expected the scheduler's settings"));
+}
+
+#[test]
+fn an_autoencoder_of_another_structure_is_refused() {
+    let copy = Copy::of("taesd-pool");
+    set(&copy.path("config.json"), &[("files", json!({"encoder": "decoder.safetensors", "decoder": "encoder.safetensors"}))]);
+    let text = attempt("swapped", load_taesd, copy.0.path()).unwrap().to_string();
+    assert!(text.contains("vae.encoder: layer 0: an encoder begins with a convolution"), "{text}");
+    let rows: [(&str, &str, &str, &str); 4] = [
+        ("encoder.safetensors", "5.conv.0.weight", "5.conv.0.wieght", "layer 5: has no weights"),
+        ("encoder.safetensors", "11.pool.0.weight", "11.pool.2.weight", "unused 11.pool.1.bias"),
+        ("decoder.safetensors", "7.weight", "7.weights", "layer 6: has no weights"),
+        ("decoder.safetensors", "3.conv.4.bias", "999999999999.weight", "missing 3.conv.4.bias"),
+    ];
+    for (file, from, to, want) in rows {
+        let copy = Copy::of("taesd-pool");
+        let bytes = with_header(&std::fs::read(copy.path(file)).unwrap(), |tensors| {
+            let value = tensors.remove(from).unwrap();
+            tensors.insert(to.to_string(), value);
+        });
+        std::fs::write(copy.path(file), bytes).unwrap();
+        let text = attempt(from, load_taesd, copy.0.path()).unwrap_or_else(|| panic!("{file} without {from} was accepted")).to_string();
+        assert!(text.contains(want), "{file} without {from}: {text}");
+    }
+}
+
 #[test]
 fn texts_that_are_no_config_are_refused() {
     for (name, load, _, configs) in TARGETS {

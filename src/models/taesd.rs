@@ -130,18 +130,24 @@ impl Taesd {
         let part = |part: Part, file: &str| Sequential::load(&Scope::open(&folder.join(file), &format!("vae.{}", part.name()))?, part);
         let (encoder, decoder) = (part(Part::Encoder, &config.encoder)?, part(Part::Decoder, &config.decoder)?);
         let place = path.display().to_string();
-        for (what, found, expected) in [
-            ("encoder: input channels", encoder.inputs, 3),
-            ("decoder: output channels", decoder.outputs, 3),
-            ("encoder: latent_channels", encoder.outputs, config.latent_channels),
-            ("decoder: latent_channels", decoder.inputs, config.latent_channels),
-            ("encoder: downscale", encoder.factor, config.downscale),
-            ("decoder: downscale", decoder.factor, config.downscale),
-            ("encoder: blocks with a pool branch", encoder.has_pool_branch.into(), config.pool_branch_in_middle_blocks.into()),
-            ("decoder: blocks with a pool branch", decoder.has_pool_branch.into(), config.pool_branch_in_middle_blocks.into()),
-        ] {
+        let bad = |what: String, found: String, expected: String| {
+            Err(Error::new(Kind::Config, place.clone(), format!("{what} {found} in the weights, expected {expected}")))
+        };
+        for (part, sequential, [inputs, outputs]) in
+            [(Part::Encoder, &encoder, [3, config.latent_channels]), (Part::Decoder, &decoder, [config.latent_channels, 3])]
+        {
+            let name = part.name();
+            let numbers = [
+                ("input channels", sequential.inputs, inputs),
+                ("output channels", sequential.outputs, outputs),
+                ("downscale", sequential.factor, config.downscale),
+            ];
+            if let Some((what, found, expected)) = numbers.into_iter().find(|(_, found, expected)| found != expected) {
+                return bad(format!("{name}: {what}"), found.to_string(), expected.to_string());
+            }
+            let (found, expected) = (sequential.has_pool_branch, config.pool_branch_in_middle_blocks);
             if found != expected {
-                return Err(Error::new(Kind::Config, place, format!("{what} are {found} in the weights, expected {expected}")));
+                return bad(format!("{name}: pool_branch_in_middle_blocks"), found.to_string(), expected.to_string());
             }
         }
         Ok(Taesd { config, encoder, decoder })

@@ -171,8 +171,17 @@ fn in_folder(folder: &Path) -> Result<PathBuf> {
             }
         }
     }
-    let fact = format!("no weights in this folder, expected {} or one of them with .index.json", FILE_NAMES.join(", "));
-    Err(Error::new(Kind::Io, folder.display().to_string(), fact))
+    let wanted = format!("expected {} or one of them with .index.json", FILE_NAMES.join(", "));
+    Err(Error::new(Kind::Io, folder.display().to_string(), format!("no weights in this folder, {wanted}{}", other_weights(folder))))
+}
+
+/// Files of a folder that hold weights under another name or in another format, for an error.
+fn other_weights(folder: &Path) -> String {
+    let is_like_weights = |name: &String| [".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".msgpack"].iter().any(|end| name.ends_with(end));
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries.map(|entry| shorten(&entry.file_name().to_string_lossy())).filter(is_like_weights).take(4).collect();
+    names.sort();
+    if names.is_empty() { String::new() } else { format!("; it holds {}", names.join(", ")) }
 }
 
 /// Maps a file and checks its header.
@@ -332,6 +341,9 @@ mod tests {
         let dir = folder();
         let error = Store::open(dir.path()).unwrap_err().to_string();
         assert!(error.contains("no weights in this folder, expected diffusion_pytorch_model.safetensors"), "{error}");
+        std::fs::write(dir.path().join("pytorch_model.bin"), b"PK").unwrap();
+        let error = Store::open(dir.path()).unwrap_err().to_string();
+        assert!(error.ends_with(".index.json; it holds pytorch_model.bin"), "{error}");
         let path = dir.path().join("model.safetensors");
         std::fs::write(&path, b"").unwrap();
         assert!(Store::open(dir.path()).unwrap_err().to_string().contains("0 bytes"));
