@@ -186,6 +186,8 @@ pub struct ResNet {
     pub config: ResNetConfig,
     /// Numbers in all parameters.
     pub parameters: u64,
+    /// Names in the file that a forward pass does not need: the batch norms' `num_batches_tracked`.
+    pub dropped: Vec<String>,
     /// Width of the features: 512 or 2048 in the published models.
     pub num_features: usize,
     conv1: Conv2d,
@@ -224,7 +226,7 @@ impl ResNet {
             let fact = format!("num_features is {:?} in config.json, expected {inputs} as the weights have", config.num_features.unwrap_or(0));
             return Err(Error::new(Kind::Config, "classifier", fact).remark(scope.store().place()));
         }
-        Ok(ResNet { config, parameters: account.parameters, num_features: inputs, conv1, layers, fc })
+        Ok(ResNet { config, parameters: account.parameters, dropped: account.dropped, num_features: inputs, conv1, layers, fc })
     }
 
     /// x: normalised pixels `[N, H, W, 3]`; result: the values before the classifier, `[N, num_features]`.
