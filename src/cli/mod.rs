@@ -2,10 +2,14 @@
 
 mod bench;
 mod check;
+mod dataset;
 mod devices;
+mod features;
 mod forward;
 mod inpaint;
 mod inspect;
+mod progress;
+mod select;
 mod speech;
 
 use clap::{Args, Parser, Subcommand};
@@ -67,6 +71,12 @@ enum Verb {
     /// Run one component on tensors from a file
     #[command(after_help = "Example: naevus forward --model M --component unet --inputs in.safetensors --out out.safetensors --tap mid_block")]
     Forward(forward::ForwardArgs),
+    /// Extract features and logits of images
+    #[command(after_help = "Example: naevus features --classifier resnet18-ham128 --images out/manifest.jsonl --out features.safetensors")]
+    Features(features::FeaturesArgs),
+    /// Score a run's samples and keep the best of each class
+    #[command(after_help = "Example: naevus select --classifier resnet18-ham128 --dataset ham10000 --out out --gamma 0.5")]
+    Select(select::SelectArgs),
     /// Prove, then time kernels or a model
     #[command(after_help = "Example: naevus bench ops --filter conv2d --export md bench.md")]
     Bench(bench::BenchArgs),
@@ -99,6 +109,8 @@ fn dispatch(cli: &Cli) -> Result<Outcome> {
         Verb::Check(args) => check::run(common, args),
         Verb::Inspect(args) => inspect::run(common, args),
         Verb::Forward(args) => forward::run(common, args),
+        Verb::Features(args) => features::run(common, args),
+        Verb::Select(args) => select::run(common, args),
         Verb::Bench(args) => bench::run(common, args),
     }
 }

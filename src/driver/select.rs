@@ -33,13 +33,15 @@ pub struct SelectOptions {
     pub max_cosine: f64,
     /// Neighbours of the kNN score.
     pub k: usize,
+    /// A sample of which the classifier says another class fails the gate `label`.
+    pub label_gate: bool,
     /// At most one kept sample of a class from a source group: the others fail the gate `group`.
     pub one_per_group: bool,
 }
 
 impl Default for SelectOptions {
     fn default() -> Self {
-        SelectOptions { method: Method::Mahalanobis, gamma: 0.5, max_cosine: 0.995, k: knn::DEFAULT_K, one_per_group: false }
+        SelectOptions { method: Method::Mahalanobis, gamma: 0.5, max_cosine: 0.995, k: knn::DEFAULT_K, label_gate: true, one_per_group: false }
     }
 }
 
@@ -50,7 +52,7 @@ pub struct Gates {
     pub readable: bool,
     /// Feature, logits and scores are finite.
     pub finite: bool,
-    /// The classifier's first class is the sample's.
+    /// The classifier's first class is the sample's, or labels don't count.
     pub label: bool,
     /// No real feature is nearer than `max_cosine`.
     pub duplicate: bool,
@@ -256,7 +258,7 @@ fn judge(
     let predicted = synthetic.predicted(row).map(|i| synthetic.classifier.classes[i].clone());
     line.gates.readable = true;
     line.gates.finite = mahalanobis.is_finite() && knn.is_finite() && predicted.is_some();
-    line.gates.label = predicted.as_ref() == Some(&candidate.class);
+    line.gates.label = !options.label_gate || predicted.as_ref() == Some(&candidate.class);
     line.gates.duplicate = nearest.is_some_and(|(_, cosine)| cosine <= options.max_cosine);
     line.score_mahalanobis = Some(mahalanobis).filter(|v| v.is_finite());
     line.score_knn = Some(knn).filter(|v| v.is_finite());
