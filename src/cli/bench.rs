@@ -5,10 +5,14 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::component::component_folder;
 use super::{Common, Outcome, speech};
 use crate::base::{Error, Kind, Result};
 use crate::exec::Device;
-use crate::exec::bench::{Ceilings, Row, bench_op, ceilings};
+use crate::exec::bench::{Ceilings, Row, bench_op, bench_tape, ceilings};
+use crate::models::resnet::ResNet;
+use crate::models::taesd::Taesd;
+use crate::models::unet_2d::UNet2DModel;
 use crate::ops;
 
 #[derive(clap::Args)]
@@ -16,6 +20,15 @@ pub(crate) struct BenchArgs {
     /// What to time
     #[arg(value_enum, default_value = "ops")]
     what: What,
+    /// The model folder of unet, vae and classifier
+    #[arg(long, value_name = "PATH")]
+    model: Option<PathBuf>,
+    /// Images per forward of unet, vae and classifier
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
+    /// Leave the layers of a model out
+    #[arg(long)]
+    no_layers: bool,
     /// Only rows whose name holds this
     #[arg(long)]
     filter: Option<String>,
@@ -34,6 +47,12 @@ pub(crate) struct BenchArgs {
 enum What {
     /// Every op's bench shapes
     Ops,
+    /// One forward of a diffusion UNet and its layers (--model)
+    Unet,
+    /// Encoder and decoder of an autoencoder (--model)
+    Vae,
+    /// One forward of a classifier (--model)
+    Classifier,
 }
 
 pub(crate) fn run(common: &Common, args: &BenchArgs) -> Result<Outcome> {
@@ -49,19 +68,16 @@ pub(crate) fn run(common: &Common, args: &BenchArgs) -> Result<Outcome> {
         Device::Gpu(gpu) => Some(gpu),
     };
     let ceilings = ceilings(gpu, budget)?;
-    let mut rows = Vec::new();
-    for op in ops::ALL {
-        let wanted = (op.bench)().iter().any(|case| wanted(args, &format!("{} {}", op.name, case.name)));
-        if !wanted {
-            continue;
-        }
-        for row in bench_op(gpu, op, budget)?.into_iter().filter(|row| wanted_row(args, row)) {
+    let rows = match args.what {
+        What::Ops => op_rows(common, args, &device, &ceilings, budget, old.as_ref())?,
+        _ => {
+            let rows: Vec<Row> = model_rows(args, &device, budget)?.into_iter().filter(|row| wanted(args, &row.name)).collect();
             if !common.json {
-                print_row(&row, &ceilings, &device, old.as_ref())?;
+                rows.iter().try_for_each(|row| print_row(row, &ceilings, &device, old.as_ref()))?;
             }
-            rows.push(row);
+            rows
         }
-    }
+    };
     finish(common, args, format, &device, &ceilings, &rows)
 }
 
@@ -69,8 +85,41 @@ fn wanted(args: &BenchArgs, name: &str) -> bool {
     args.filter.as_deref().is_none_or(|part| name.contains(part))
 }
 
-fn wanted_row(args: &BenchArgs, row: &Row) -> bool {
-    wanted(args, &row.name)
+fn op_rows(common: &Common, args: &BenchArgs, device: &Device, ceilings: &Ceilings, budget: Duration, old: Option<&Old>) -> Result<Vec<Row>> {
+    let gpu = match device {
+        Device::Cpu => None,
+        Device::Gpu(gpu) => Some(gpu),
+    };
+    let mut rows = Vec::new();
+    for op in ops::ALL {
+        for row in bench_op(gpu, op, budget, &|case| wanted(args, &format!("{} {case}", op.name)))? {
+            if !common.json {
+                print_row(&row, ceilings, device, old)?;
+            }
+            rows.push(row);
+        }
+    }
+    Ok(rows)
+}
+
+/// Proves a model's plan on the device against the CPU executor, then times it.
+fn model_rows(args: &BenchArgs, device: &Device, budget: Duration) -> Result<Vec<Row>> {
+    let missing = || Error::new(Kind::Usage, "--model", "this benchmark needs a model folder");
+    let model = args.model.as_deref().ok_or_else(missing)?;
+    if args.batch == 0 {
+        return Err(Error::new(Kind::Usage, "--batch 0", "expected at least 1"));
+    }
+    let components = match args.what {
+        What::Ops => Vec::new(),
+        What::Unet => vec![super::component::unet(&UNet2DModel::load(&component_folder(model, "unet"))?, args.batch)?],
+        What::Vae => super::component::taesd(&Taesd::load(&component_folder(model, "vae"))?, args.batch, 128)?,
+        What::Classifier => vec![super::component::resnet(&ResNet::load(model)?, args.batch)?],
+    };
+    let mut rows = Vec::new();
+    for component in components {
+        rows.extend(bench_tape(device, &component.tape, component.key, budget, !args.no_layers)?);
+    }
+    Ok(rows)
 }
 
 fn finish(common: &Common, args: &BenchArgs, format: Option<Format>, device: &Device, ceilings: &Ceilings, rows: &[Row]) -> Result<Outcome> {

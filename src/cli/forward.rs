@@ -1,7 +1,8 @@
 //! `naevus forward`: one component on given tensors, so that anyone can check an import against PyTorch.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use super::component::component_folder;
 use super::{Common, Outcome};
 use crate::base::{Array, DType, Error, Kind, Result};
 use crate::exec::Device;
@@ -90,11 +91,6 @@ impl Inputs {
     pub(crate) fn indices(&self, name: &str) -> Result<Vec<u32>> {
         self.store.indices(name)
     }
-}
-
-/// The component's folder: `PATH/<name>` of a model folder, or PATH itself.
-fn component_folder(path: &Path, name: &str) -> PathBuf {
-    if path.join("model_index.json").is_file() { path.join(name) } else { path.to_path_buf() }
 }
 
 fn options(args: &ForwardArgs) -> Options {

@@ -4,14 +4,15 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::component::{Component, resnet, taesd, unet};
 use super::{Common, Outcome, speech};
-use crate::base::{DType, Result};
+use crate::base::Result;
 use crate::models::inpaint_model::InpaintModel;
 use crate::models::recognise::{Kind as ModelKind, recognise};
 use crate::models::resnet::ResNet;
 use crate::models::taesd::Taesd;
-use crate::models::unet_2d::{ClassInput, UNet2DModel};
-use crate::plan::{Limits, Options, Plan, Tape};
+use crate::models::unet_2d::UNet2DModel;
+use crate::plan::{Options, Plan, Tape};
 use crate::weights::Store;
 
 #[derive(clap::Args)]
@@ -24,15 +25,6 @@ pub(crate) struct InspectArgs {
     /// List every tensor
     #[arg(long)]
     tensors: bool,
-}
-
-/// One component's facts.
-struct Component {
-    name: &'static str,
-    parameters: u64,
-    detail: Value,
-    /// Plan of one forward.
-    plan: Option<Plan>,
 }
 
 pub(crate) fn run(common: &Common, args: &InspectArgs) -> Result<Outcome> {
@@ -52,7 +44,7 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> Result<Outcome> {
         push(&mut report["files"], value);
     }
     for component in &components {
-        push(&mut report["components"], component_report(component, batch));
+        push(&mut report["components"], component_report(component, batch)?);
     }
     if common.json {
         speech::print_json(&report)?;
@@ -68,86 +60,23 @@ fn push(list: &mut Value, value: Value) {
     }
 }
 
-fn freeze(tape: Tape) -> Result<Option<Plan>> {
-    Plan::freeze(tape, &Options { limits: Limits::HOST, ..Options::default() }).map(Some)
-}
-
 fn inpaint(folder: &Path, batch: usize) -> Result<Vec<Component>> {
     let model = InpaintModel::load(folder)?;
     let index = &model.index;
     let size = index.image_size;
     let mut components = vec![Component {
         name: "inpaint",
+        key: "inpaint",
         parameters: model.parameters(),
         detail: json!({
             "image_size": size, "class_names": index.class_names, "null_class": index.null_class, "scaling_factor": index.scaling_factor,
             "dilate_px": index.dilate_px, "masked_fill": index.masked_fill, "reimpose_known": index.reimpose_known,
         }),
-        plan: None,
+        tape: Tape::new(),
     }];
     components.push(unet(&model.unet, batch)?);
     components.extend(taesd(&model.vae, batch, size)?);
     Ok(components)
-}
-
-fn unet(model: &UNet2DModel, batch: usize) -> Result<Component> {
-    let c = &model.config;
-    let multiple = c.size_multiple();
-    let [h, w] = c.sample_size.unwrap_or([32usize.next_multiple_of(multiple); 2]);
-    let mut tape = Tape::new();
-    let sample = tape.input("sample", &[batch, h, w, c.in_channels], DType::F32);
-    let timestep = tape.input("timestep", &[batch], DType::F32);
-    let class = model.class_input().map(|class| match class {
-        ClassInput::Labels(_) => tape.input("class_labels", &[batch], DType::U32),
-        ClassInput::Timestep => tape.input("class_labels", &[batch], DType::F32),
-        ClassInput::Vector(width) => tape.input("class_labels", &[batch, width], DType::F32),
-    });
-    let y = model.forward(&mut tape, sample, timestep, class)?;
-    tape.output("sample", y);
-    Ok(Component {
-        name: "unet (UNet2DModel)",
-        parameters: model.parameters,
-        detail: json!({
-            "sample": [batch, c.in_channels, h, w], "out_channels": c.out_channels, "block_out_channels": c.block_out_channels,
-            "classes": match model.class_input() { Some(ClassInput::Labels(rows)) => json!(rows), _ => Value::Null },
-        }),
-        plan: freeze(tape)?,
-    })
-}
-
-fn taesd(model: &Taesd, batch: usize, size: usize) -> Result<Vec<Component>> {
-    let factor = model.config.downscale;
-    let size = size.next_multiple_of(factor);
-    let detail = json!({ "variant": model.config.variant, "latent_channels": model.config.latent_channels, "downscale": factor, "image_size": size });
-    let mut encoder = Tape::new();
-    let x = encoder.input("sample", &[batch, size, size, 3], DType::F32);
-    let y = model.encode(&mut encoder, x)?;
-    encoder.output("latents", y);
-    let mut decoder = Tape::new();
-    let x = decoder.input("latents", &[batch, size / factor, size / factor, model.config.latent_channels], DType::F32);
-    let y = model.decode(&mut decoder, x)?;
-    decoder.output("sample", y);
-    Ok(vec![
-        Component { name: "vae encoder (TAESD)", parameters: model.parameters(), detail: detail.clone(), plan: freeze(encoder)? },
-        Component { name: "vae decoder (TAESD)", parameters: model.parameters(), detail, plan: freeze(decoder)? },
-    ])
-}
-
-fn resnet(model: &ResNet, batch: usize) -> Result<Component> {
-    let [h, w] = model.config.preprocess.input_size;
-    let mut tape = Tape::new();
-    let x = tape.input("pixel_values", &[batch, h, w, 3], DType::F32);
-    let features = model.features(&mut tape, x)?;
-    tape.output("features", features);
-    Ok(Component {
-        name: "classifier (ResNet)",
-        parameters: model.parameters,
-        detail: json!({
-            "architecture": model.config.architecture, "num_features": model.num_features, "num_classes": model.config.num_classes,
-            "label_names": model.config.label_names, "input_size": [h, w],
-        }),
-        plan: freeze(tape)?,
-    })
 }
 
 /// Every safetensors file at or below the path, two folders deep.
@@ -187,16 +116,17 @@ fn file_report(path: &Path, store: &Store, list: bool) -> Value {
     json!({ "path": path.display().to_string(), "bytes": bytes, "tensors": entries.len(), "numbers": numbers, "dtypes": dtypes, "list": tensors, "metadata": store.metadata() })
 }
 
-fn component_report(c: &Component, batch: usize) -> Value {
+fn component_report(c: &Component, batch: usize) -> Result<Value> {
     let mut value = json!({ "name": c.name, "parameters": c.parameters, "config": c.detail, "missing": [], "unused": [] });
-    if let Some(plan) = &c.plan {
+    if !c.tape.steps().is_empty() {
+        let plan = Plan::freeze(c.tape.clone(), &Options::default())?;
         value["batch"] = json!(batch);
         value["flops_per_forward"] = json!(plan.tape.total_cost().flops);
         value["peak_memory_bytes"] = json!(plan.peak_bytes());
         value["weight_bytes"] = json!(plan.weight_bytes());
         value["steps"] = json!(plan.steps().len());
     }
-    value
+    Ok(value)
 }
 
 fn print_text(report: &Value, args: &InspectArgs) -> Result<()> {

@@ -2,6 +2,7 @@
 
 mod bench;
 mod check;
+mod component;
 mod dataset;
 mod devices;
 mod features;

@@ -47,14 +47,8 @@ pub(crate) struct SelectArgs {
 
 pub(crate) fn run(common: &Common, args: &SelectArgs) -> Result<Outcome> {
     let method = Method::parse(&args.score)?;
-    let options = SelectOptions {
-        method,
-        gamma: args.gamma,
-        max_cosine: args.max_cosine,
-        k: args.k,
-        label_gate: !args.any_label,
-        one_per_group: args.one_per_group,
-    };
+    let options =
+        SelectOptions { method, gamma: args.gamma, max_cosine: args.max_cosine, k: args.k, label_gate: !args.any_label, one_per_group: args.one_per_group };
     let device = common.open_device()?;
     let candidates = select::candidates(&args.out)?;
     let set = args.data.open(common)?;

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::base::{Array, Result};
+use crate::base::array::relative_rms;
+use crate::base::{Array, DType, Result, rng};
+use crate::exec::Device;
 use crate::exec::check::{Proof, prove_case, prove_twin};
 use crate::exec::gpu::{Gpu, KernelRun};
 use crate::ops::{self, activation, case};
-use crate::plan::{Case, CaseInput, Cost, Op, Session, Variant};
+use crate::plan::{Case, CaseInput, Cost, Op, Options, Session, Tape, Variant};
 
 /// Milliseconds of repeated runs of one thing.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -87,13 +89,17 @@ fn warnings(spread: &Spread, timer: &str) -> Vec<String> {
     warnings
 }
 
-/// Times every bench case of `op`: its variants on `gpu`, or its twin.
-pub fn bench_op(gpu: Option<&Arc<Gpu>>, op: &'static Op, budget: Duration) -> Result<Vec<Row>> {
+/// Times the bench cases of `op` whose names are wanted: its variants on `gpu`, or its twin.
+pub fn bench_op(gpu: Option<&Arc<Gpu>>, op: &'static Op, budget: Duration, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
+    let cases: Vec<Case> = (op.bench)().into_iter().filter(|case| wanted(case.name)).collect();
+    if cases.is_empty() {
+        return Ok(rows);
+    }
     let twin = prove_twin(op);
     let twin_ok = twin.iter().all(|p| p.passed);
     let twin_worst = twin.iter().map(|p| p.worst).fold(0.0, f64::max);
-    for case in (op.bench)() {
+    for case in cases {
         match gpu {
             None => rows.push(time_twin(op, &case, budget, twin_ok, twin_worst)?),
             Some(gpu) => {
@@ -183,10 +189,29 @@ pub fn ceilings(gpu: Option<&Arc<Gpu>>, budget: Duration) -> Result<Ceilings> {
     })
 }
 
-/// Times a prepared plan: one row for the whole, and one for each module that a step belongs to.
-pub fn bench_session(session: &mut dyn Session, name: &str, budget: Duration, layers: bool) -> Result<Vec<Row>> {
+/// Largest relative error of a whole model against the CPU executor: hundreds of f32 layers in another order of summation.
+const MODEL_TOLERANCE: f64 = 1e-4;
+
+/// Times a model's forward on random inputs: one row for the whole and, with `layers`, one for each step. On a GPU the
+/// outputs are first compared with the CPU executor's; the CPU executor is proved by the goldens of its twins.
+pub fn bench_tape(device: &Device, tape: &Tape, name: &str, budget: Duration, layers: bool) -> Result<Vec<Row>> {
+    let mut session = device.prepare(tape.clone(), &Options::default())?;
+    feed(session.as_mut(), name)?;
     session.run()?;
     session.finish()?;
+    let error = match device {
+        Device::Cpu => 0.0,
+        Device::Gpu(_) => {
+            let mut oracle = Device::Cpu.prepare(tape.clone(), &Options::default())?;
+            feed(oracle.as_mut(), name)?;
+            oracle.run()?;
+            let mut worst = 0f64;
+            for (output, _) in tape.outputs() {
+                worst = worst.max(relative_rms(&session.read(output)?.data, &oracle.read(output)?.data));
+            }
+            worst
+        }
+    };
     let mut samples = Vec::new();
     let begin = Instant::now();
     while samples.len() < 5 || (begin.elapsed() < budget && samples.len() < 200) {
@@ -196,25 +221,38 @@ pub fn bench_session(session: &mut dyn Session, name: &str, budget: Duration, la
         samples.push(start.elapsed().as_secs_f64() * 1e3);
     }
     let spread = Spread::of(&samples);
-    let plan = session.plan();
-    let mut rows = vec![Row {
+    let whole = Row {
         name: format!("{name}.forward"),
         variant: "plan".to_string(),
-        shape: plan.tape.outputs.first().map(|(_, t)| plan.tape.shape(*t).to_string()).unwrap_or_default(),
+        shape: tape.outputs().first().map(|(_, t)| tape.shape(*t).to_string()).unwrap_or_default(),
         warnings: warnings(&spread, "wall"),
         spread,
         timer: "wall",
-        cost: plan.tape.total_cost(),
-        proved: true,
-        max_rel_err: 0.0,
-    }];
+        cost: tape.total_cost(),
+        proved: error <= MODEL_TOLERANCE,
+        max_rel_err: error,
+    };
+    let mut rows = vec![whole];
     if layers {
-        rows.extend(layer_rows(session, name)?);
+        rows.extend(layer_rows(session.as_mut(), name, error)?);
     }
     Ok(rows)
 }
 
-fn layer_rows(session: &mut dyn Session, name: &str) -> Result<Vec<Row>> {
+/// Random values in every input, a function of (model, input) names; indices are 0.
+fn feed(session: &mut dyn Session, name: &str) -> Result<()> {
+    let inputs: Vec<(String, usize, DType)> = session.plan().tape.inputs().map(|(n, info)| (n.to_string(), info.shape.numel(), info.dtype)).collect();
+    for (input, len, dtype) in inputs {
+        let values = match dtype {
+            DType::F32 => rng::uniform(rng::name_seed(&format!("{name}/{input}")), 0, 0, len),
+            DType::U32 => vec![0.0; len],
+        };
+        session.write(&input, &values)?;
+    }
+    Ok(())
+}
+
+fn layer_rows(session: &mut dyn Session, name: &str, error: f64) -> Result<Vec<Row>> {
     let runs: Vec<Vec<f64>> = (0..5).map(|_| session.run_timed()).collect::<Result<_>>()?;
     let plan = session.plan();
     let row = |(s, step): (usize, &crate::plan::Step)| {
@@ -228,8 +266,8 @@ fn layer_rows(session: &mut dyn Session, name: &str) -> Result<Vec<Row>> {
             spread,
             timer: "wall",
             cost: plan.tape.cost(step),
-            proved: true,
-            max_rel_err: 0.0,
+            proved: error <= MODEL_TOLERANCE,
+            max_rel_err: error,
         }
     };
     Ok(plan.steps().iter().enumerate().map(row).collect())

@@ -163,6 +163,14 @@ impl Tape {
         Ok(())
     }
 
+    /// Names and facts of the inputs.
+    pub fn inputs(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
+        self.tensors.iter().filter_map(|info| match &info.kind {
+            TensorKind::Input(name) => Some((name.as_str(), info)),
+            _ => None,
+        })
+    }
+
     /// Names and tensors that can be read after a run.
     pub fn outputs(&self) -> &[(String, Tensor)] {
         &self.outputs
