@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use crate::base::{DType, Result, Tolerance};
 use crate::ops::ELEM;
+use crate::ops::activation::exp;
 use crate::ops::matmul::Product;
 use crate::params;
 use crate::plan::card::grid_1d;
@@ -153,7 +154,7 @@ impl Scratch {
                 self.max[row] = max;
                 let mut sum = 0.0;
                 for s in scores.iter_mut() {
-                    *s = (*s - max).exp();
+                    *s = exp(*s - max);
                     sum += *s;
                 }
                 self.sum[row] = self.sum[row] * correction + sum;

@@ -64,33 +64,54 @@ impl Tape {
     }
 }
 
+/// Rows of a task of the twin. Sums do not depend on threads or batch: tasks have this size and are added in order.
+const ROWS: usize = 64;
+
 fn twin(call: &mut TwinCall) {
     let p: Params = call.params();
-    let (channels, groups) = (p.channels as usize, p.groups as usize);
-    let width = channels / groups;
-    let [x, weight, bias] = call.inputs else { return };
+    let channels = p.channels as usize;
+    let width = channels / p.groups as usize;
+    let [x, weight, bias] = *call.inputs else { return };
     let item = p.spatial as usize * channels;
-    call.output.par_chunks_mut(item).zip(x.par_chunks(item)).for_each(|(y, x)| {
-        let count = (p.spatial as usize * width) as f64;
-        let mut sum = vec![0f64; groups];
-        for row in x.chunks_exact(channels) {
-            row.chunks_exact(width).zip(&mut sum).for_each(|(v, s)| *s += f64::from(v.iter().sum::<f32>()));
-        }
-        let mean: Vec<f32> = sum.iter().map(|s| (s / count) as f32).collect();
-        let mut square = vec![0f64; groups];
-        for row in x.chunks_exact(channels) {
-            for (g, v) in row.chunks_exact(width).enumerate() {
-                square[g] += f64::from(v.iter().map(|v| (v - mean[g]) * (v - mean[g])).sum::<f32>());
+    let count = (p.spatial as usize * width) as f64;
+    call.output.par_chunks_mut(item.max(1)).zip(x.par_chunks(item.max(1))).for_each(|(y, x)| {
+        // Per channel, so that loops run along C: the mean of the channel's group, and 1 / deviation times weight.
+        let zero = vec![0f32; channels];
+        let mean: Vec<f32> = group_sums(x, &zero, width, |v, _| v).iter().flat_map(|s| vec![(s / count) as f32; width]).collect();
+        let squares = group_sums(x, &mean, width, |v, m| (v - m) * (v - m));
+        let inv = squares.iter().flat_map(|s| vec![1.0 / ((s / count) as f32 + p.eps).sqrt(); width]);
+        let scale: Vec<f32> = inv.zip(weight).map(|(inv, w)| inv * w).collect();
+        y.par_chunks_mut(ROWS * channels).zip(x.par_chunks(ROWS * channels)).for_each(|(y, x)| {
+            for (y, x) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
+                for c in 0..channels {
+                    y[c] = (x[c] - mean[c]) * scale[c] + bias[c];
+                }
+                if p.silu != 0 {
+                    y.iter_mut().for_each(|v| *v = activation::silu(*v));
+                }
             }
-        }
-        let inv: Vec<f32> = square.iter().map(|s| 1.0 / ((s / count) as f32 + p.eps).sqrt()).collect();
-        for (x, y) in x.chunks_exact(channels).zip(y.chunks_exact_mut(channels)) {
-            for c in 0..channels {
-                let v = (x[c] - mean[c / width]) * inv[c / width] * weight[c] + bias[c];
-                y[c] = if p.silu != 0 { activation::silu(v) } else { v };
-            }
-        }
+        });
     });
+}
+
+/// Sum of `term(x, mean of its channel)` over each group of `width` channels: f32 within a task, f64 across.
+fn group_sums(x: &[f32], mean: &[f32], width: usize, term: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f64> {
+    let channels = mean.len();
+    let task = |x: &[f32]| {
+        let mut sums = vec![0f32; channels];
+        for row in x.chunks_exact(channels) {
+            for c in 0..channels {
+                sums[c] += term(row[c], mean[c]);
+            }
+        }
+        sums
+    };
+    let tasks: Vec<Vec<f32>> = x.par_chunks(ROWS * channels).map(task).collect();
+    let mut total = vec![0f64; channels / width];
+    for sums in tasks {
+        sums.chunks_exact(width).zip(&mut total).for_each(|(sums, total)| *total += sums.iter().map(|&s| f64::from(s)).sum::<f64>());
+    }
+    total
 }
 
 fn cost(s: &StepView) -> Cost {
