@@ -149,9 +149,6 @@ impl Tape {
     }
 }
 
-/// Bytes of a task's column panel: half of a usual second-level cache.
-const PANEL_BYTES: usize = 512 << 10;
-
 /// Column panels (im2col) of a few output pixels at a time, each multiplied by the whole weight.
 fn twin(call: &mut TwinCall) {
     let p: Params = call.params();
@@ -159,10 +156,16 @@ fn twin(call: &mut TwinCall) {
     let (in_c, out_c, groups) = (p.in_c as usize, p.out_c as usize, p.groups as usize);
     let (ic, oc) = (in_c / groups, out_c / groups);
     let depth = p.kernel_h as usize * p.kernel_w as usize * ic;
-    let pixels = (p.batch * p.out_h * p.out_w) as usize;
+    let pixels = (p.out_h * p.out_w) as usize;
     let pointwise = p.kernel_h * p.kernel_w * p.stride_h * p.stride_w == 1 && p.out_h == p.in_h && p.out_w == p.in_w;
-    let rows = rows_per_task(pixels, (PANEL_BYTES / (depth * 4).max(1)).clamp(16, 1024));
-    call.output.par_chunks_mut((rows * out_c).max(1)).enumerate().for_each_init(Vec::new, |columns: &mut Vec<f32>, (task, y)| {
+    let rows = rows_per_task(pixels, depth);
+    let mut tasks: Vec<&mut [f32]> = Vec::new();
+    for item in call.output.chunks_mut((pixels * out_c).max(1)) {
+        tasks.extend(item.chunks_mut((rows * out_c).max(1)));
+    }
+    let per_item = pixels.div_ceil(rows);
+    tasks.into_par_iter().enumerate().for_each_init(Vec::new, |columns: &mut Vec<f32>, (task, y)| {
+        let first = task / per_item * pixels + task % per_item * rows;
         let m = y.len() / out_c;
         let accumulate = p.has_bias != 0;
         if accumulate {
@@ -170,10 +173,10 @@ fn twin(call: &mut TwinCall) {
         }
         for g in 0..groups {
             let (a, lda) = if pointwise {
-                (&x[task * rows * in_c + g * ic..], in_c)
+                (&x[first * in_c + g * ic..], in_c)
             } else {
                 columns.resize(rows * depth, 0.0);
-                gather_columns(&p, x, task * rows, m, g, columns);
+                gather_columns(&p, x, first, m, g, columns);
                 (&columns[..], depth)
             };
             Product { m, k: depth, n: oc, a, lda, b: &weight[g * oc..], ldb: out_c, b_transposed: false, accumulate, scale: 1.0 }.run(&mut y[g * oc..], out_c);

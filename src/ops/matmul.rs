@@ -73,8 +73,9 @@ impl Tape {
         }
         let mut out = shape.dims().to_vec();
         out[shape.rank() - 1] = n;
-        let m = shape.numel() / k.max(1);
-        self.product(x, weight, bias, [1, m, k, n], false, &out)
+        // Items of the first axis stay apart: see `rows_per_task`.
+        let (batch, m) = if shape.rank() < 2 { (1, 1) } else { (shape[0], shape.numel() / (shape[0] * k).max(1)) };
+        self.product(x, weight, bias, [batch, m, k, n], false, &out)
     }
 
     /// a b per item of the batch. a `[B, M, K]`, b `[B, K, N]`; result `[B, M, N]`.
@@ -151,24 +152,25 @@ impl Product<'_> {
     }
 }
 
-/// Rows per task: enough tasks for every thread, few enough that packing the right side stays cheap.
-pub(crate) fn rows_per_task(rows: usize, most: usize) -> usize {
-    let threads = rayon::current_num_threads();
-    rows.div_ceil(threads * 2).next_multiple_of(8).clamp(8, most.max(8))
+/// Rows of one product, from the rows and the depth of an item: not from the batch or the threads, because the product's
+/// order of summation depends on its size, and a row of a batch must equal that row alone.
+pub(crate) fn rows_per_task(rows_of_item: usize, depth: usize) -> usize {
+    let most = (PANEL_BYTES / (depth * 4).max(1)).clamp(16, 1024) / 8 * 8;
+    rows_of_item.div_ceil(4).next_multiple_of(8).clamp(64.min(most), most)
 }
+
+/// Bytes of a task's left side: a quarter of a usual second-level cache.
+const PANEL_BYTES: usize = 512 << 10;
 
 fn twin(call: &mut TwinCall) {
     let p: Params = call.params();
     let (m, k, n) = (p.m as usize, p.k as usize, p.n as usize);
     let [a, w, bias] = *call.inputs else { return };
-    let rows = rows_per_task(m * p.batch as usize, 512).min(m.max(1));
-    let tasks_per_item = m.div_ceil(rows.max(1));
-    let items: Vec<(usize, &mut [f32])> = call.output.chunks_mut((m * n).max(1)).enumerate().collect();
-    items.into_par_iter().for_each(|(b, y)| {
+    let rows = rows_per_task(m, k);
+    call.output.par_chunks_mut((m * n).max(1)).enumerate().for_each(|(b, y)| {
         let w = if p.batched != 0 { &w[b * k * n..(b + 1) * k * n] } else { w };
         let a = &a[b * m * k..(b + 1) * m * k];
-        let tasks = y.par_chunks_mut((rows * n).max(1)).enumerate();
-        tasks.with_min_len(tasks_per_item.div_ceil(64)).for_each(|(task, y)| {
+        y.par_chunks_mut((rows * n).max(1)).enumerate().for_each(|(task, y)| {
             let m = y.len() / n;
             let accumulate = p.has_bias != 0;
             if accumulate {
