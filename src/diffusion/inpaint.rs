@@ -259,6 +259,11 @@ impl Inpainter {
         if let Some(hole) = batch.holes.iter().find(|hole| (hole.width, hole.height) != (width, height)) {
             return wrong("hole", format!("{} x {}", hole.width, hole.height), format!("{width} x {height}"));
         }
+        for (place, values) in [("image", batch.image), ("noise", batch.noise)] {
+            if let Some(value) = values.data.iter().find(|v| !v.is_finite()) {
+                return Err(Error::new(Kind::Numeric, place, format!("holds {value}, expected finite values")));
+            }
+        }
         match batch.class_labels.iter().find(|&&label| label as usize >= self.classes && label != self.null_class) {
             Some(label) => wrong("class_labels", label.to_string(), format!("0 to {}", self.classes - 1)),
             None => Ok(()),
@@ -322,12 +327,11 @@ pub fn denoise_tape(model: &InpaintModel, scheduler: &Scheduler, format: &Format
         UNetInput::MaskedImageLatents => masked_latents,
     };
     let parts: Vec<Tensor> = model.index.unet_input.iter().map(part).collect();
-    let mut sample = parts[0];
-    for &part in &parts[1..] {
-        sample = t.concat(sample, part)?;
-    }
-    // Unconditional half first, then the conditional: one batch.
-    let sample = if guided { t.repeat(sample, 2)? } else { sample };
+    let sample = t.scope("unet_input", |t| {
+        let sample = parts[1..].iter().try_fold(parts[0], |sample, &part| t.concat(sample, part))?;
+        // Unconditional half first, then the conditional: one batch.
+        if guided { t.repeat(sample, 2) } else { Ok(sample) }
+    })?;
     let output = t.scope("unet", |t| model.unet.forward(t, sample, timestep, Some(class_labels)))?;
     let step = ddim_step(scheduler, format);
     let row = match scheduler.limit {
@@ -359,232 +363,4 @@ fn finish(t: &mut Tape, name: &str, tensor: Tensor) -> Result<()> {
     t.output(name, tensor);
     t.output("nonfinite", nonfinite);
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::base::array::{psnr, relative_rms};
-    use crate::base::rng;
-    use crate::diffusion::ddim::Walk;
-    use crate::exec::cpu::CpuSession;
-    use crate::plan::{Options, Plan};
-    use crate::weights::Store;
-    use std::path::{Path, PathBuf};
-
-    fn cpu(tape: Tape) -> Result<Box<dyn Session>> {
-        Ok(Box::new(CpuSession::new(Plan::freeze(tape, &Options::default())?)))
-    }
-
-    fn tiny() -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models/inpaint-tiny")
-    }
-
-    struct Recorded {
-        store: Store,
-        walk: Walk,
-        guidance: f32,
-    }
-
-    impl Recorded {
-        fn open(path: &Path) -> Recorded {
-            let store = Store::open(path).unwrap();
-            let number = |name: &str| store.metadata()[name].parse::<f64>().unwrap();
-            let walk = Walk { steps: number("steps") as usize, eta: number("eta"), strength: number("strength") };
-            Recorded { walk, guidance: number("guidance") as f32, store }
-        }
-
-        fn array(&self, name: &str) -> Array {
-            self.store.array(name).unwrap().to_channels_last()
-        }
-
-        fn holes(&self) -> Vec<Region> {
-            let hole = self.array("hole");
-            let [n, h, w, _] = hole.shape.nhwc().unwrap();
-            (0..n).map(|i| Region::new(w, h, &hole.data[i * h * w..(i + 1) * h * w], |v| v > 0.5).unwrap()).collect()
-        }
-    }
-
-    /// Runs a recorded trajectory on the CPU; the worst relative error of its latents and the PSNR of its output.
-    fn replay(model: &InpaintModel, scheduler: &Scheduler, recorded: &Recorded) -> (f64, f64) {
-        let (image, noise) = (recorded.array("image"), recorded.array("noise"));
-        let [n, h, w, _] = image.shape.nhwc().unwrap();
-        let format = Format { batch: n, height: h, width: w, guidance: recorded.guidance, stochastic: recorded.walk.eta > 0.0 };
-        let mut inpainter = Inpainter::new(model, scheduler, format, &mut cpu).unwrap();
-        let schedule = Schedule::new(scheduler, &recorded.walk).unwrap();
-        assert_eq!(schedule.timesteps, recorded.store.indices("timesteps").unwrap());
-        let variance_noise = |k: usize| Ok(recorded.array(&format!("variance_noise_{k}")));
-        let class_labels = recorded.store.indices("class_labels").unwrap();
-        let holes = recorded.holes();
-        let batch = Batch { image: &image, holes: &holes, class_labels: &class_labels, noise: &noise, variance_noise: &variance_noise };
-        let mut steps = vec![];
-        let mut on_step = |k| {
-            steps.push(k);
-            ControlFlow::Continue(())
-        };
-        let painted = inpainter.paint(&batch, &schedule, true, &mut on_step).unwrap();
-        assert_eq!(steps, (1..=schedule.rows.len()).collect::<Vec<_>>());
-        assert_eq!(painted.holes, holes, "the recorded hole is a union of cells already");
-        let error = |k: usize| relative_rms(&painted.latents[k].data, &recorded.array(&format!("latents_{k}")).data);
-        let worst = (0..schedule.rows.len()).map(error).fold(0.0, f64::max);
-        assert!(psnr(&painted.decoded.data, &recorded.array("decoded").data, 1.0) > 50.0);
-        for (i, v) in painted.output.data.iter().enumerate() {
-            let pixel = i / 3;
-            assert!(holes[pixel / (h * w)].open[pixel % (h * w)] || v.to_bits() == image.data[i].to_bits(), "a known pixel changed");
-        }
-        (worst, psnr(&painted.output.data, &recorded.array("output").data, 1.0))
-    }
-
-    #[test]
-    fn tiny_model_follows_diffusers() {
-        let model = InpaintModel::load(&tiny()).unwrap();
-        let scheduler = Scheduler::read(&model.index.scheduler_config).unwrap();
-        for file in ["io", "io-strength"] {
-            let (latents, output) = replay(&model, &scheduler, &Recorded::open(&tiny().join(format!("{file}.safetensors"))));
-            assert!(latents < 1e-4 && output > 80.0, "{file}: latents {latents:e}, output {output} dB");
-        }
-    }
-
-    /// The real model on real images, where the folder beside the project has them.
-    #[test]
-    fn reference_model_follows_its_recorded_trajectories() {
-        let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/reference");
-        if !reference.join("golden/inpaint-seed0.safetensors").exists() {
-            println!("skipped: ../shared absent");
-            return;
-        }
-        let model = InpaintModel::load(&reference.join("inpaint-ham128")).unwrap();
-        let scheduler = Scheduler::read(&model.index.scheduler_config).unwrap();
-        for file in ["inpaint-seed0", "inpaint-seed1-eta", "inpaint-seed2-strength"] {
-            let (latents, output) = replay(&model, &scheduler, &Recorded::open(&reference.join(format!("golden/{file}.safetensors"))));
-            println!("{file}: latents {latents:.1e}, output {output:.1} dB");
-            assert!(latents < 1e-3 && output > 50.0, "{file}: latents {latents:e}, output {output} dB");
-        }
-    }
-
-    /// Inputs of a batch whose item i is a function of `keys[i]` alone.
-    fn painted(inpainter: &mut Inpainter, schedule: &Schedule, keys: &[u64]) -> Result<Painted> {
-        let [n, h, w, c] = inpainter.latent_shape();
-        let Format { height, width, .. } = *inpainter.format();
-        let normals = |step: u64| {
-            let data = keys.iter().flat_map(|&key| rng::normal(1, key, step, h * w * c)).collect();
-            Array::new(&[n, h, w, c], data)
-        };
-        let image = keys.iter().flat_map(|&key| rng::uniform(2, key, 0, height * width * 3)).collect();
-        let hole = |&key: &u64| Region { width, height, open: (0..width * height).map(|i| i % width > 12 && (i / width) as u64 > key).collect() };
-        let batch = Batch {
-            image: &Array::new(&[n, height, width, 3], image)?,
-            holes: &keys.iter().map(hole).collect::<Vec<_>>(),
-            class_labels: &keys.iter().map(|key| (key % 3) as u32).collect::<Vec<_>>(),
-            noise: &normals(rng::INITIAL_NOISE)?,
-            variance_noise: &|k| normals(k as u64),
-        };
-        inpainter.paint(&batch, schedule, true, &mut |_| ControlFlow::Continue(()))
-    }
-
-    fn tiny_format(batch: usize) -> Format {
-        Format { batch, height: 32, width: 32, guidance: 2.0, stochastic: true }
-    }
-
-    const WALK: Walk = Walk { steps: 4, eta: 0.5, strength: 1.0 };
-
-    /// Law: row k of a batch is that row alone, and a session that was used is as good as new.
-    #[test]
-    fn an_item_does_not_depend_on_its_batch() {
-        let model = InpaintModel::load(&tiny()).unwrap();
-        let scheduler = Scheduler::read(&model.index.scheduler_config).unwrap();
-        let schedule = Schedule::new(&scheduler, &WALK).unwrap();
-        let mut three = Inpainter::new(&model, &scheduler, tiny_format(3), &mut cpu).unwrap();
-        let mut one = Inpainter::new(&model, &scheduler, tiny_format(1), &mut cpu).unwrap();
-        let together = painted(&mut three, &schedule, &[4, 5, 6]).unwrap();
-        assert_eq!(painted(&mut three, &schedule, &[4, 5, 6]).unwrap().output, together.output, "two runs differ");
-        for (i, key) in [4, 5, 6].into_iter().enumerate() {
-            let alone = painted(&mut one, &schedule, &[key]).unwrap();
-            let error = relative_rms(&together.output.rows(i, i + 1).data, &alone.output.data);
-            assert!(error < 1e-5, "row {i}: {error:e}");
-        }
-    }
-
-    /// Guidance 1 asks for the class alone; it must agree with the guided form at a scale just beside it.
-    #[test]
-    fn guidance_one_is_the_conditional_model() {
-        let model = InpaintModel::load(&tiny()).unwrap();
-        let scheduler = Scheduler::read(&model.index.scheduler_config).unwrap();
-        let schedule = Schedule::new(&scheduler, &WALK).unwrap();
-        let run = |guidance: f32| {
-            let mut inpainter = Inpainter::new(&model, &scheduler, Format { guidance, ..tiny_format(2) }, &mut cpu).unwrap();
-            painted(&mut inpainter, &schedule, &[4, 5]).unwrap().output
-        };
-        let (one, beside, two) = (run(1.0), run(1.000_001), run(2.0));
-        assert!(relative_rms(&beside.data, &one.data) < 1e-4);
-        assert!(relative_rms(&two.data, &one.data) > 1e-4, "guidance has no effect");
-    }
-
-    #[test]
-    fn a_run_can_be_stopped() {
-        let model = InpaintModel::load(&tiny()).unwrap();
-        let scheduler = Scheduler::read(&model.index.scheduler_config).unwrap();
-        let schedule = Schedule::new(&scheduler, &Walk { eta: 0.0, ..WALK }).unwrap();
-        let mut inpainter = Inpainter::new(&model, &scheduler, Format { stochastic: false, ..tiny_format(1) }, &mut cpu).unwrap();
-        let (image, noise) = (Array::zeros(&[1, 32, 32, 3]), Array::zeros(&[1, 4, 4, 4]));
-        let holes = [Region { width: 32, height: 32, open: vec![true; 1024] }];
-        let batch = Batch { image: &image, holes: &holes, class_labels: &[0], noise: &noise, variance_noise: &|_| Ok(Array::zeros(&[0])) };
-        let mut seen = 0;
-        let mut on_step = |k| {
-            seen = k;
-            if k == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        };
-        let error = inpainter.paint(&batch, &schedule, false, &mut on_step).unwrap_err();
-        assert_eq!((error.kind(), error.to_string().as_str(), seen), (Kind::Interrupted, "stopped after step 2 of 4", 2));
-    }
-
-    #[test]
-    fn values_that_are_not_finite_name_their_layer() {
-        let model = InpaintModel::load(&tiny()).unwrap();
-        let scheduler = Scheduler::read(&model.index.scheduler_config).unwrap();
-        let schedule = Schedule::new(&scheduler, &Walk { eta: 0.0, ..WALK }).unwrap();
-        let mut inpainter = Inpainter::new(&model, &scheduler, Format { stochastic: false, ..tiny_format(1) }, &mut cpu).unwrap();
-        let holes = [Region { width: 32, height: 32, open: (0..1024).map(|i| i > 512).collect() }];
-        let mut run = |image: f32, noise: f32| {
-            let image = Array::new(&[1, 32, 32, 3], vec![image; 3072]).unwrap();
-            let noise = Array::new(&[1, 4, 4, 4], vec![noise; 64]).unwrap();
-            let batch = Batch { image: &image, holes: &holes, class_labels: &[0], noise: &noise, variance_noise: &|_| Ok(Array::zeros(&[0])) };
-            inpainter.paint(&batch, &schedule, false, &mut |_| ControlFlow::Continue(()))
-        };
-        let noise = run(0.5, f32::NAN).unwrap_err();
-        assert_eq!(noise.kind(), Kind::Numeric);
-        assert!(noise.to_string().contains("not finite in step 0, timestep 751"), "{noise}");
-        let image = run(f32::INFINITY, 0.0).unwrap_err();
-        assert!(image.kind() == Kind::Numeric && image.to_string().contains("not finite in the encoder"), "{image}");
-        run(0.5, 0.0).unwrap();
-    }
-
-    #[test]
-    fn wrong_batches_are_named() {
-        let model = InpaintModel::load(&tiny()).unwrap();
-        let scheduler = Scheduler::read(&model.index.scheduler_config).unwrap();
-        let schedule = Schedule::new(&scheduler, &WALK).unwrap();
-        for (height, width, batch) in [(30, 32, 1), (0, 32, 1), (32, 32, 0)] {
-            let error = Inpainter::new(&model, &scheduler, Format { height, width, ..tiny_format(batch) }, &mut cpu).err().unwrap();
-            assert!(error.to_string().starts_with("image: a batch of"), "{error}");
-        }
-        let mut inpainter = Inpainter::new(&model, &scheduler, tiny_format(1), &mut cpu).unwrap();
-        let good = (vec![1usize, 32, 32, 3], vec![1usize, 4, 4, 4], 32, vec![0u32]);
-        let mut run = |(image, noise, hole, labels): (Vec<usize>, Vec<usize>, usize, Vec<u32>)| {
-            let holes = [Region { width: hole, height: 32, open: vec![true; hole * 32] }];
-            let (image, noise) = (Array::zeros(&image), Array::zeros(&noise));
-            let batch = Batch { image: &image, holes: &holes, class_labels: &labels, noise: &noise, variance_noise: &|_| Ok(Array::zeros(&[1, 4, 4, 4])) };
-            inpainter.paint(&batch, &schedule, false, &mut |_| ControlFlow::Continue(())).map(|_| ())
-        };
-        run(good.clone()).unwrap();
-        for (wrong, want) in [
-            ((vec![1, 32, 40, 3], good.1.clone(), 32, good.3.clone()), "image: [1, 3, 32, 40], expected [1, 3, 32, 32]"),
-            ((good.0.clone(), vec![1, 4, 4, 3], 32, good.3.clone()), "noise: [1, 3, 4, 4], expected [1, 4, 4, 4]"),
-            ((good.0.clone(), good.1.clone(), 40, good.3.clone()), "hole: 40 x 32, expected 32 x 32"),
-            ((good.0.clone(), good.1.clone(), 32, vec![9]), "class_labels: 9, expected 0 to 2"),
-            ((good.0.clone(), good.1.clone(), 32, vec![0, 1]), "hole: 1 holes and 2 class labels, expected 1 of each"),
-        ] {
-            assert_eq!(run(wrong).unwrap_err().to_string(), want);
-        }
-    }
 }

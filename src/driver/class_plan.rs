@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::base::{Error, Kind, Result};
+use crate::ood::keep::kept_count;
 
 /// The rule for the number of kept samples.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,9 +69,6 @@ fn table(path: &Path) -> Result<BTreeMap<String, usize>> {
 /// The plan for `classes`, each with its number of real images. `only` restricts it to those classes, in that order.
 /// `gamma`, above 0 and at most 1, is the share of candidates that is kept.
 pub fn plan(classes: &[(String, usize)], only: Option<&[String]>, fill: &Fill, gamma: f64) -> Result<Vec<ClassPlan>> {
-    if !(gamma > 0.0 && gamma <= 1.0) {
-        return Err(Error::new(Kind::Usage, "--gamma", format!("{gamma}, expected above 0 and at most 1")));
-    }
     let known: Vec<&str> = classes.iter().map(|(name, _)| name.as_str()).collect();
     let unknown = |place: &str, name: &str| Error::new(Kind::Data, place, format!("the data set has no class `{name}`, it has {}", known.join(", ")));
     if let Fill::Table(counts) = fill
@@ -91,21 +89,25 @@ pub fn plan(classes: &[(String, usize)], only: Option<&[String]>, fill: &Fill, g
             Fill::PerClass(count) => *count,
             Fill::Table(counts) => counts.get(*name).copied().unwrap_or(0),
         };
-        Ok(ClassPlan { class: name.to_string(), real, wanted, candidates: candidates(wanted, gamma) })
+        Ok(ClassPlan { class: name.to_string(), real, wanted, candidates: candidates(wanted, gamma)? })
     };
     names.iter().enumerate().map(line).collect()
 }
 
-/// The least number of candidates of which [`kept`] keeps `wanted`.
-pub fn candidates(wanted: usize, gamma: f64) -> usize {
-    let near = (wanted as f64 / gamma) as usize;
-    (near.saturating_sub(1)..=near + 2).find(|&n| kept(n, gamma) >= wanted).unwrap_or(near + 2)
-}
-
-/// How many of `candidates` are kept: the whole part of gamma times their number. One part in 10^9 more than a whole counts as
-/// the whole, so that 0.1 of 30 is 3.
-pub fn kept(candidates: usize, gamma: f64) -> usize {
-    ((candidates as f64 * gamma * (1.0 + 1e-9)) as usize).min(candidates)
+/// The least number of candidates of which [`kept_count`] keeps `wanted`.
+pub fn candidates(wanted: usize, gamma: f64) -> Result<usize> {
+    if !(gamma > 0.0 && gamma <= 1.0) {
+        return Err(Error::new(Kind::Usage, "--gamma", format!("{gamma}, expected above 0 and at most 1")));
+    }
+    if wanted <= 1 {
+        return Ok(wanted);
+    }
+    // gamma n + 1/2 reaches `wanted` here, but for rounding.
+    let mut count = (((wanted as f64 - 0.5) / gamma) as usize).saturating_sub(1);
+    while kept_count(gamma, count)? < wanted {
+        count += 1;
+    }
+    Ok(count)
 }
 
 #[cfg(test)]
@@ -127,19 +129,19 @@ mod tests {
         assert_eq!(wanted(&Fill::PerClass(8)), [8, 8, 8]);
         assert_eq!(wanted(&Fill::Table([("vasc".to_string(), 5)].into())), [0, 0, 5]);
         let only = plan(&classes(), Some(&["vasc".to_string()]), &Fill::Head, 0.5).unwrap();
-        assert_eq!(only, [ClassPlan { class: "vasc".to_string(), real: 80, wanted: 4243, candidates: 8486 }]);
+        assert_eq!(only, [ClassPlan { class: "vasc".to_string(), real: 80, wanted: 4243, candidates: 8485 }]);
     }
 
     /// What is kept of the candidates is what was wanted, and one candidate fewer would not do.
     #[test]
     fn candidates_are_enough_and_not_too_many() {
-        for gamma in [0.1, 0.2, 0.3, 0.37, 0.6, 0.7, 0.9, 1.0] {
-            for wanted in 0..500 {
-                let n = candidates(wanted, gamma);
-                assert!(kept(n, gamma) >= wanted && (n == 0 || kept(n - 1, gamma) < wanted), "{wanted} {gamma}: {n}");
+        for gamma in [0.01, 0.1, 0.2, 0.3, 0.37, 0.6, 0.7, 0.9, 1.0] {
+            for wanted in 0..300 {
+                let n = candidates(wanted, gamma).unwrap();
+                assert!(kept_count(gamma, n).unwrap() >= wanted, "{wanted} {gamma}: {n}");
+                assert!(n == 0 || kept_count(gamma, n - 1).unwrap() < wanted, "{wanted} {gamma}: {n} is too many");
             }
         }
-        assert_eq!((kept(30, 0.1), kept(8, 0.5), kept(1, 0.5), candidates(1, 0.5)), (3, 4, 0, 2));
     }
 
     #[test]

@@ -12,5 +12,7 @@ pub mod png_file;
 pub mod resize;
 pub mod run_settings;
 pub mod select;
+pub mod source_image;
 pub mod sources;
+pub mod synthesize;
 pub mod transform;

@@ -80,7 +80,8 @@ impl Sources {
         let later = if from_own { k } else { k - own };
         let mut choices = if from_own { self.draw(&self.own, 0, k) } else { vec![] };
         let rest = self.draw(&self.rest, 1, later);
-        choices.extend(rest.into_iter().filter(|i| !from_own || !self.own.contains(i)));
+        // A pool is in the data set's order.
+        choices.extend(rest.into_iter().filter(|i| !from_own || self.own.binary_search(i).is_err()));
         choices
     }
 
