@@ -44,10 +44,15 @@ impl DataSetFlags {
     /// Opens the data set and says which of its images are not there.
     pub(crate) fn open(&self, common: &Common) -> Result<DataSet> {
         let set = DataSet::open(&self.options())?;
-        if !set.missing.is_empty() {
-            let some: Vec<&str> = set.missing.iter().take(5).map(String::as_str).collect();
-            common.say(format_args!("{} images of the table are not in the folder: {} ...", set.missing.len(), some.join(", ")));
-        }
+        say_missing(common, &set);
         Ok(set)
+    }
+}
+
+/// Says which images of the table are not in the folder.
+pub(crate) fn say_missing(common: &Common, set: &DataSet) {
+    if !set.missing.is_empty() {
+        let some: Vec<&str> = set.missing.iter().take(5).map(String::as_str).collect();
+        common.say(format_args!("{} images of the table are not in the folder: {} ...", set.missing.len(), some.join(", ")));
     }
 }

@@ -12,6 +12,7 @@ mod inspect;
 mod progress;
 mod select;
 mod speech;
+mod synthesize;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -38,9 +39,8 @@ struct Cli {
 
 #[derive(Args, Clone)]
 pub(crate) struct Common {
-    /// auto, cpu, gpu, an index of `naevus devices`, or a part of an adapter's name
-    #[arg(long, global = true, default_value = "auto")]
-    device: String,
+    #[arg(long, global = true, value_name = "DEVICE", help = "auto (default), cpu, gpu, an index of `naevus devices`, or a part of an adapter's name")]
+    device: Option<String>,
     /// auto, f32 or f16
     #[arg(long, global = true, default_value = "auto")]
     precision: String,
@@ -72,6 +72,9 @@ enum Verb {
     /// Run one component on tensors from a file
     #[command(after_help = "Example: naevus forward --model M --component unet --inputs in.safetensors --out out.safetensors --tap mid_block")]
     Forward(forward::ForwardArgs),
+    /// Make samples of rare classes in real images: the main job
+    #[command(after_help = "Example: naevus synthesize --model inpaint-ham128 --dataset ham10000 --classes df,vasc --per-class 8 --steps 20 --out out")]
+    Synthesize(synthesize::SynthesizeArgs),
     /// Extract features and logits of images
     #[command(after_help = "Example: naevus features --classifier resnet18-ham128 --images out/manifest.jsonl --out features.safetensors")]
     Features(features::FeaturesArgs),
@@ -110,6 +113,7 @@ fn dispatch(cli: &Cli) -> Result<Outcome> {
         Verb::Check(args) => check::run(common, args),
         Verb::Inspect(args) => inspect::run(common, args),
         Verb::Forward(args) => forward::run(common, args),
+        Verb::Synthesize(args) => synthesize::run(common, args),
         Verb::Features(args) => features::run(common, args),
         Verb::Select(args) => select::run(common, args),
         Verb::Bench(args) => bench::run(common, args),
@@ -119,12 +123,16 @@ fn dispatch(cli: &Cli) -> Result<Outcome> {
 impl Common {
     /// Opens the device and says which one it is: the first line on stderr.
     fn open_device(&self) -> Result<Device> {
+        self.open(self.device.as_deref().unwrap_or("auto"))
+    }
+
+    fn open(&self, request: &str) -> Result<Device> {
         match self.precision.as_str() {
             "auto" | "f32" => {}
             "f16" => return Err(Error::new(Kind::Usage, "--precision f16", "this version computes in f32 only; expected auto or f32")),
             other => return Err(Error::new(Kind::Usage, format!("--precision {other}"), "expected auto, f32 or f16")),
         }
-        let device = Device::open(&self.device)?;
+        let device = Device::open(request)?;
         if !self.quiet {
             eprintln!("device: {}; precision: f32", device.describe());
         }

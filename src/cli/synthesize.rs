@@ -1,0 +1,272 @@
+//! `naevus synthesize`: the main job.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use indicatif::ProgressBar;
+use serde_json::json;
+
+use super::dataset::DataSetFlags;
+use super::{Common, Outcome, progress, speech};
+use crate::base::{Error, Kind, Result};
+use crate::diffusion::Scheduler;
+use crate::driver::class_plan::{Fill, plan};
+use crate::driver::dataset::{DataSet, DataSetOptions};
+use crate::driver::files::sha256_of;
+use crate::driver::run_settings::{Data, Execution, RunSettings, Sampling, Shard};
+use crate::driver::sources::Policy;
+use crate::driver::synthesize::{Event, Job, Summary, dataset_sha256, synthesize};
+use crate::exec::Device;
+use crate::models::InpaintModel;
+use crate::plan::{Options, Tape};
+
+/// Images at once when nothing is said. Guidance doubles it inside the model.
+const AUTO_BATCH: usize = 8;
+
+#[derive(clap::Args)]
+pub(crate) struct SynthesizeArgs {
+    /// The inpainting model's folder, with model_index.json
+    #[arg(long, value_name = "PATH", required_unless_present = "config")]
+    model: Option<PathBuf>,
+    #[command(flatten)]
+    data: DataSetFlags,
+    /// The folder to write; a run of the same settings in it is resumed [default with --config: its folder]
+    #[arg(long, value_name = "DIR", required_unless_present = "config")]
+    out: Option<PathBuf>,
+    /// Settings of an earlier run: makes the same samples again
+    #[arg(long, value_name = "run.toml", conflicts_with_all = ["model", "dataset", "labels", "images", "masks", "classes", "per_class", "fill", "seed", "steps", "guidance", "strength", "eta", "sources", "dilate", "feather", "shard"])]
+    config: Option<PathBuf>,
+    /// Names of the model's classes, separated by commas [default: all]
+    #[arg(long, value_delimiter = ',')]
+    classes: Option<Vec<String>>,
+    /// Samples of each class
+    #[arg(long, value_name = "N", conflicts_with = "fill")]
+    per_class: Option<usize>,
+    /// head (up to the largest class), a number of images, or a CSV with class,count [default: head]
+    #[arg(long, value_name = "head|N|FILE")]
+    fill: Option<String>,
+    /// With --fill: the share that `select` will keep; more candidates are made
+    #[arg(long, default_value_t = 1.0)]
+    gamma: f64,
+    #[arg(long, default_value_t = 50)]
+    steps: usize,
+    /// Classifier-free guidance: 1 is none
+    #[arg(long, default_value_t = 3.0)]
+    guidance: f64,
+    /// Share of the schedule that is walked; below 1 the source's own lesion shines through
+    #[arg(long, default_value_t = 1.0)]
+    strength: f64,
+    #[arg(long, default_value_t = 0.0)]
+    eta: f64,
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Images at once, or auto
+    #[arg(long, default_value = "auto")]
+    batch: String,
+    /// Whose images give the skin: same-class, same-class-then-any, any or head
+    #[arg(long, default_value = "same-class-then-any")]
+    sources: String,
+    /// Widen the mask by this many pixels [default: the model's]
+    #[arg(long, value_name = "PX")]
+    dilate: Option<usize>,
+    /// Soften the seam over this many pixels inside the hole
+    #[arg(long, value_name = "PX", default_value_t = 0)]
+    feather: usize,
+    /// Only part I of N
+    #[arg(long, value_name = "I/N", default_value = "1/1")]
+    shard: String,
+    /// At most so many samples in this run
+    #[arg(long)]
+    limit: Option<usize>,
+}
+
+pub(crate) fn run(common: &Common, args: &SynthesizeArgs) -> Result<Outcome> {
+    let earlier = args.config.as_deref().map(RunSettings::read).transpose()?;
+    let request = common.device.clone().or(earlier.as_ref().map(|s| s.execution.device.clone())).unwrap_or("auto".to_string());
+    let device = common.open(&request)?;
+    let out = out_folder(args)?;
+    let model_path = earlier.as_ref().map_or_else(|| args.model.clone().unwrap_or_default(), |s| s.sampling.model.clone());
+    let model = InpaintModel::load(&model_path)?;
+    let scheduler = Scheduler::read(&model.index.scheduler_config)?;
+    let options = earlier.as_ref().map_or_else(|| args.data.options(), |s| data_options(&s.data));
+    let data = open_data(common, &options)?;
+    let (batch, auto) = batch(args)?;
+    let model_sha256 = sha256_of(&model_path)?;
+    let mut settings = match earlier {
+        Some(settings) => repeat(settings, &model_sha256, &data)?,
+        None => settings(args, &model_path, model_sha256, &model, &data)?,
+    };
+    settings.execution.device = request;
+    settings.execution.limit = args.limit;
+    settings.execution.batch = batch;
+    let stop = progress::interruption()?;
+    let description = device.describe();
+    let summary = loop {
+        let job = Job { model: &model, scheduler: &scheduler, data: &data, settings: &settings, out: &out, device: &description, precision: "f32" };
+        match attempt(common, &device, &job, &stop) {
+            Err(e) if e.kind() == Kind::Limit && auto && settings.execution.batch > 1 => {
+                settings.execution.batch /= 2;
+                common.say(format_args!("{e}; trying batches of {}", settings.execution.batch));
+            }
+            done => break done?,
+        }
+    };
+    report(common, &out, &summary)?;
+    Ok(if summary.is_clean() { Outcome::Done } else { Outcome::DoneWithFailures })
+}
+
+fn attempt(common: &Common, device: &Device, job: &Job, stop: &std::sync::atomic::AtomicBool) -> Result<Summary> {
+    let mut peak = 0;
+    let mut prepare = |tape: Tape| {
+        let session = device.prepare(tape, &Options::default())?;
+        peak += session.plan().peak_bytes();
+        Ok(session)
+    };
+    let bar = progress::bar(common, 0, "steps");
+    let steps = job.settings.sampling.schedule(job.scheduler)?.rows.len();
+    let mut finished = 0;
+    let mut on_event = |event: Event| tell(common, &bar, steps, &mut finished, &event);
+    let summary = synthesize(job, &mut prepare, stop, &mut on_event);
+    bar.finish_and_clear();
+    if common.verbose {
+        common.say(format_args!("device memory of the plans: {}", speech::bytes(peak)));
+    }
+    summary
+}
+
+/// The bar counts steps of samples: `finished` samples are behind it.
+fn tell(common: &Common, bar: &ProgressBar, steps: usize, finished: &mut usize, event: &Event) {
+    let speak = |line: String| if bar.is_hidden() { common.say(line) } else { bar.println(line) };
+    match event {
+        Event::Planned { samples, resumed } => {
+            bar.set_length((samples * steps) as u64);
+            if *resumed > 0 {
+                speak(format!("{resumed} samples are there already; {samples} to make"));
+            }
+        }
+        Event::Step { done, images, .. } => bar.set_position((*finished * steps + done * images) as u64),
+        Event::Written(record) => {
+            *finished += 1;
+            bar.set_position((*finished * steps) as u64);
+            if common.verbose {
+                speak(format!("{} from {}", record.sample_id, record.source_id));
+            }
+        }
+        Event::Skipped { source_id, error } => bar.suspend(|| eprintln!("skipped source {source_id}: {error}")),
+        Event::Failed { sample_id, error } => bar.suspend(|| eprintln!("failed {sample_id}: {error}")),
+    }
+}
+
+fn report(common: &Common, out: &Path, s: &Summary) -> Result<()> {
+    if common.json {
+        return speech::print_json(&json!({
+            "out": out.display().to_string(), "written": s.written, "resumed": s.resumed, "skipped_sources": s.skipped,
+            "failed": s.failed, "interrupted": s.interrupted,
+        }));
+    }
+    let mut line = format!("{} samples written to {}", s.written, out.display());
+    for (count, what) in [(s.resumed, "there already"), (s.skipped, "sources skipped"), (s.failed, "failed")] {
+        if count > 0 {
+            line += &format!(", {count} {what}");
+        }
+    }
+    speech::print_line(&line)?;
+    if s.interrupted {
+        common.say("stopped; the same command goes on from here");
+    }
+    Ok(())
+}
+
+fn out_folder(args: &SynthesizeArgs) -> Result<PathBuf> {
+    let of_config = || args.config.as_ref().and_then(|c| c.parent()).map(Path::to_path_buf);
+    args.out.clone().or_else(of_config).ok_or_else(|| Error::new(Kind::Usage, "--out", "no folder was given"))
+}
+
+fn batch(args: &SynthesizeArgs) -> Result<(usize, bool)> {
+    if args.batch == "auto" {
+        return Ok((AUTO_BATCH, true));
+    }
+    match args.batch.parse() {
+        Ok(n) if (1..=1024).contains(&n) => Ok((n, false)),
+        _ => Err(Error::new(Kind::Usage, format!("--batch {}", args.batch), "expected auto or 1 to 1024")),
+    }
+}
+
+fn data_options(data: &Data) -> DataSetOptions {
+    let data = data.clone();
+    DataSetOptions {
+        root: Some(data.dataset).filter(|root| !root.as_os_str().is_empty()),
+        labels: data.labels,
+        images: data.images,
+        masks: data.masks,
+        id_column: data.id_column,
+        class_column: data.class_column,
+        group_column: data.group_column,
+    }
+}
+
+fn open_data(common: &Common, options: &DataSetOptions) -> Result<DataSet> {
+    let set = DataSet::open(options)?;
+    super::dataset::say_missing(common, &set);
+    Ok(set)
+}
+
+/// The settings of an earlier run, which must still find the same model and sources.
+fn repeat(settings: RunSettings, model_sha256: &str, data: &DataSet) -> Result<RunSettings> {
+    let changed = |place: &str, fact: &str| Err(Error::new(Kind::Data, place, format!("{fact} than when the run was made: the samples would differ")));
+    if settings.sampling.model_sha256 != model_sha256 {
+        return changed("--config: model", "the model's files are others");
+    }
+    if settings.sampling.dataset_sha256 != dataset_sha256(data) {
+        return changed("--config: dataset", "the data set has other sources");
+    }
+    Ok(settings)
+}
+
+fn settings(args: &SynthesizeArgs, model_path: &Path, model_sha256: String, model: &InpaintModel, data: &DataSet) -> Result<RunSettings> {
+    let d = &args.data;
+    Ok(RunSettings {
+        naevus_version: env!("CARGO_PKG_VERSION").to_string(),
+        sampling: Sampling {
+            model: model_path.to_path_buf(),
+            model_sha256,
+            dataset_sha256: dataset_sha256(data),
+            seed: args.seed,
+            steps: args.steps,
+            guidance: args.guidance,
+            strength: args.strength,
+            eta: args.eta,
+            sources: Policy::parse(&args.sources)?,
+            dilate_px: args.dilate.unwrap_or(model.index.dilate_px),
+            feather_px: args.feather,
+        },
+        data: Data {
+            dataset: d.dataset.clone().unwrap_or_default(),
+            labels: d.labels.clone(),
+            images: d.images.clone(),
+            masks: d.masks.clone(),
+            id_column: d.id_column.clone(),
+            class_column: d.class_column.clone(),
+            group_column: d.group_column.clone(),
+        },
+        execution: Execution { device: String::new(), precision: "f32".to_string(), batch: 1, shard: Shard::parse(&args.shard)?, limit: args.limit },
+        classes: classes(args, model, data)?,
+    })
+}
+
+/// Samples to make, by the model's class names. Names are compared without regard to case: ISIC 2019 writes DF where HAM10000 writes df.
+fn classes(args: &SynthesizeArgs, model: &InpaintModel, data: &DataSet) -> Result<BTreeMap<String, usize>> {
+    let known = &model.index.class_names;
+    let find = |name: &String| known.iter().find(|k| k.eq_ignore_ascii_case(name));
+    let unknown = |name: &str| Error::new(Kind::Usage, "--classes", format!("the model has no class `{name}`, it has {}", known.join(", ")));
+    let wanted: Vec<String> = match &args.classes {
+        None => known.clone(),
+        Some(names) => names.iter().map(|name| find(name).cloned().ok_or_else(|| unknown(name))).collect::<Result<_>>()?,
+    };
+    if let Some(n) = args.per_class {
+        return Ok(wanted.into_iter().map(|name| (name, n)).collect());
+    }
+    let fill = Fill::parse(args.fill.as_deref().unwrap_or("head"))?;
+    let counts: Vec<(String, usize)> = data.counts().into_iter().map(|(name, n)| (find(&name.to_string()).cloned().unwrap_or(name.to_string()), n)).collect();
+    Ok(plan(&counts, Some(&wanted), &fill, args.gamma)?.into_iter().map(|line| (line.class, line.candidates)).collect())
+}
