@@ -15,8 +15,8 @@ fn main(@builtin(global_invocation_id) gid: vec3<u32>, @builtin(num_workgroups) 
     let row = i / width;
     let c = i % width;
     if c < p.a_channels {
-        y[i] = a[row * p.a_channels + c];
+        y[i] = elem(f32(a[row * p.a_channels + c]));
     } else {
-        y[i] = b[row * p.b_channels + c - p.a_channels];
+        y[i] = elem(f32(b[row * p.b_channels + c - p.a_channels]));
     }
 }

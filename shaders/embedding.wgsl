@@ -12,5 +12,5 @@ fn main(@builtin(global_invocation_id) gid: vec3<u32>, @builtin(num_workgroups) 
     let i = linear_index(gid, groups, WG);
     if i >= p.len { return; }
     let row = min(index[i / p.channels], p.rows - 1u);
-    y[i] = table[row * p.channels + i % p.channels];
+    y[i] = elem(f32(table[row * p.channels + i % p.channels]));
 }

@@ -15,5 +15,5 @@ fn main(@builtin(global_invocation_id) gid: vec3<u32>, @builtin(num_workgroups) 
     let out_w = p.in_w * p.factor;
     let w = pixel % out_w / p.factor;
     let row = pixel / out_w / p.factor;   // n * H + h: f divides the rows of each image
-    y[i] = x[(row * p.in_w + w) * p.channels + c];
+    y[i] = elem(f32(x[(row * p.in_w + w) * p.channels + c]));
 }
