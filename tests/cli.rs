@@ -1,0 +1,169 @@
+//! The program from outside: exit codes, one-line errors, and the main job on a tiny model.
+
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use naevus::exec::gpu::adapters;
+use tempfile::TempDir;
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+fn naevus(args: &[&str]) -> (i32, String, String) {
+    let output = Command::cargo_bin("naevus").expect("the binary is built").args(args).output().expect("it runs");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+}
+
+/// Exit code 2, and one line that holds every part.
+fn refused(args: &[&str], parts: &[&str]) {
+    let (code, _, stderr) = naevus(args);
+    let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with("naevus: ")).collect();
+    assert_eq!((code, errors.len()), (2, 1), "{args:?}: {stderr}");
+    for part in parts {
+        assert!(errors[0].contains(part), "{args:?}: `{}` does not hold `{part}`", errors[0]);
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("the path is text")
+}
+
+#[test]
+fn check_passes_on_the_cpu_and_finds_a_broken_shader_on_a_gpu() {
+    let (code, stdout, stderr) = naevus(&["check", "--device", "cpu"]);
+    assert!(code == 0 && stdout.contains(" 0 failed on CPU executor") && stderr.starts_with("device: CPU executor"), "{stdout}{stderr}");
+    refused(&["check", "--device", "cpu", "--sabotage", "matmul"], &["--sabotage matmul", "runs no shaders"]);
+    if adapters().is_empty() {
+        assert!(std::env::var("NAEVUS_REQUIRE_GPU").is_err(), "no adapter, and NAEVUS_REQUIRE_GPU is set");
+        println!("skipped: no adapter");
+        return;
+    }
+    let (code, _, _) = naevus(&["check", "--device", "0", "--filter", "matmul"]);
+    assert_eq!(code, 0);
+    let (code, stdout, _) = naevus(&["check", "--device", "0", "--filter", "matmul", "--sabotage", "matmul"]);
+    assert!(code == 1 && stdout.contains("FAILED matmul"), "{stdout}");
+}
+
+#[test]
+fn devices_speaks_json() {
+    let (code, stdout, _) = naevus(&["devices", "--json"]);
+    let value: serde_json::Value = serde_json::from_str(&stdout).expect("JSON on stdout");
+    assert!(code == 0 && value["adapters"].is_array() && value["auto_reason"].is_string(), "{stdout}");
+}
+
+#[test]
+fn what_cannot_start_is_refused_in_one_line() {
+    let dir = TempDir::new().unwrap();
+    let unet = golden("models/unet-attention-classes");
+    refused(&["check", "--device", "no such adapter"], &["--device no such adapter", "expected auto, cpu, gpu"][..1]);
+    refused(&["check", "--device", "cpu", "--precision", "f16"], &["--precision f16", "f32"]);
+    refused(&["inspect", text(&dir.path().join("nothing"))], &["nothing"]);
+    let empty = dir.path().join("empty.safetensors");
+    std::fs::write(&empty, b"").unwrap();
+    refused(&["inspect", text(&empty)], &["empty.safetensors"]);
+    let whole = std::fs::read(unet.join("diffusion_pytorch_model.safetensors")).unwrap();
+    let cut = dir.path().join("cut.safetensors");
+    std::fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
+    refused(&["inspect", text(&cut)], &["cut.safetensors"]);
+    let out = dir.path().join("o.safetensors");
+    let inputs = golden("models/taesd/io.safetensors");
+    let forward = |component: &str, extra: &[&str]| {
+        let mut args = vec!["forward", "--device", "cpu", "--model", text(&unet), "--component", component, "--inputs", text(&inputs), "--out", text(&out)];
+        args.extend(extra);
+        args.into_iter().map(str::to_string).collect::<Vec<_>>()
+    };
+    let call = |args: Vec<String>, parts: &[&str]| refused(&args.iter().map(String::as_str).collect::<Vec<_>>(), parts);
+    call(forward("unet", &[]), &["sample", "no such tensor"]);
+    call(forward("unet", &["--steps", "3"]), &["--steps", "inpaint"]);
+    assert!(!out.exists(), "nothing is written when nothing was computed");
+}
+
+/// A data set of plain colour images with a square mask each.
+fn data_set(folder: &Path, images: usize) {
+    for class in ["images", "masks"] {
+        std::fs::create_dir_all(folder.join(class)).unwrap();
+    }
+    let mut table = "image_id,lesion_id,dx\n".to_string();
+    for i in 0..images {
+        let id = format!("image_{i}");
+        let rgb = image::RgbImage::from_fn(48, 48, |x, y| image::Rgb([200 - x as u8, 150 + (i * 9) as u8, 120 + y as u8]));
+        rgb.save(folder.join("images").join(format!("{id}.png"))).unwrap();
+        let mask = image::GrayImage::from_fn(48, 48, |x, y| image::Luma([if (12..30).contains(&x) && (15..33).contains(&y) { 255 } else { 0 }]));
+        mask.save(folder.join("masks").join(format!("{id}_segmentation.png"))).unwrap();
+        table += &format!("{id},lesion_{i},{}\n", if i % 2 == 0 { "df" } else { "nv" });
+    }
+    std::fs::write(folder.join("labels.csv"), table).unwrap();
+}
+
+fn synthesize<'a>(model: &'a str, data: &'a str, out: &'a str) -> Vec<&'a str> {
+    vec!["synthesize", "--device", "cpu", "--model", model, "--dataset", data, "--out", out, "--steps", "3"]
+}
+
+fn lines(path: &Path) -> Vec<serde_json::Value> {
+    std::fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).expect("a JSON line")).collect()
+}
+
+#[test]
+fn the_job_runs_resumes_and_repeats() {
+    let dir = TempDir::new().unwrap();
+    let (data, out, again) = (dir.path().join("data"), dir.path().join("out"), dir.path().join("again"));
+    data_set(&data, 6);
+    std::fs::write(data.join("images/image_0.png"), b"").unwrap();
+    let model = golden("models/inpaint-tiny");
+    let classes = class_names(&model);
+    let class = classes.iter().find(|c| ["df", "nv"].contains(&c.as_str())).expect("the tiny model knows df or nv").clone();
+    let mut args = synthesize(text(&model), text(&data), text(&out));
+    args.extend(["--classes", &class, "--per-class", "4"]);
+
+    let (code, _, stderr) = naevus(&[args.clone(), vec!["--limit", "1", "--batch", "1"]].concat());
+    assert!(code <= 1, "{stderr}");
+    let (code, stdout, stderr) = naevus(&args);
+    let skipped = stderr.contains("skipped source image_0");
+    assert!(stdout.contains("3 samples written") && stdout.contains("1 there already"), "{stdout}{stderr}");
+    assert_eq!(code, i32::from(skipped), "{stderr}");
+    let manifest = lines(&out.join("manifest.jsonl"));
+    assert_eq!(manifest.len(), 4);
+    for line in &manifest {
+        assert_eq!(line["outside_mask_max_abs_diff"], 0, "{line}");
+        let png = std::fs::read(out.join("images").join(&class).join(format!("{}.png", line["sample_id"].as_str().unwrap()))).unwrap();
+        assert!(png.windows(9).any(|w| w == b"Synthetic"), "the file says that it is synthetic");
+    }
+
+    // run.toml makes the same bytes in another folder, in another batch size.
+    let run_toml = out.join("run.toml");
+    let (_, _, stderr) = naevus(&["synthesize", "--config", text(&run_toml), "--out", text(&again), "--batch", "3"]);
+    let sums = |folder: &Path| lines(&folder.join("manifest.jsonl")).iter().map(|l| (l["sample_id"].to_string(), l["output_sha256"].to_string())).collect::<std::collections::BTreeMap<_, _>>();
+    assert_eq!(sums(&out), sums(&again), "{stderr}");
+
+    // Other settings do not mix into the folder.
+    args.extend(["--seed", "9"]);
+    refused(&args, &["run.toml: seed", "0", "9"]);
+}
+
+fn class_names(model: &Path) -> Vec<String> {
+    let index: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(model.join("model_index.json")).unwrap()).unwrap();
+    index["class_names"].as_array().unwrap().iter().map(|c| c.as_str().unwrap().to_string()).collect()
+}
+
+#[test]
+fn a_job_that_cannot_start_says_why() {
+    let dir = TempDir::new().unwrap();
+    let (data, out) = (dir.path().join("data"), dir.path().join("out"));
+    data_set(&data, 4);
+    let model = golden("models/inpaint-tiny");
+    let base = synthesize(text(&model), text(&data), text(&out));
+    let with = |extra: &[&'static str]| [base.clone(), extra.to_vec()].concat();
+    refused(&with(&["--classes", "zebra", "--per-class", "1"]), &["--classes", "`zebra`"]);
+    refused(&with(&["--per-class", "1", "--batch", "0"]), &["--batch 0"]);
+    refused(&with(&["--per-class", "1", "--strength", "1.5"]), &["strength"]);
+    refused(&with(&["--per-class", "1", "--shard", "3/2"]), &["--shard", "3/2"]);
+    refused(&with(&["--per-class", "1", "--sources", "none"]), &["--sources", "same-class"]);
+    let file = dir.path().join("file");
+    std::fs::write(&file, b"x").unwrap();
+    let blocked = file.join("below");
+    let mut args = synthesize(text(&model), text(&data), text(&blocked));
+    args.extend(["--classes", "df", "--per-class", "1"]);
+    refused(&args, &["below"]);
+}
