@@ -24,7 +24,7 @@ fn softplus(x: f32) -> f32 {
 fn apply(v: f32) -> f32 {
     switch p.function {
         case ACT_SILU: { return v * sigmoid(v); }
-        case ACT_RELU: { return max(v, 0.0); }
+        case ACT_RELU: { return select(v, 0.0, v < 0.0); }   // not max: it may turn NaN into 0
         case ACT_GELU: { return 0.5 * v * (1.0 + erf_stable(v * 0.70710678)); }
         case ACT_GELU_TANH: { return 0.5 * v * (1.0 + tanh_stable(0.79788456 * (v + 0.044715 * v * v * v))); }
         case ACT_SIGMOID: { return sigmoid(v); }

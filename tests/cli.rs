@@ -134,7 +134,12 @@ fn the_job_runs_resumes_and_repeats() {
     // run.toml makes the same bytes in another folder, in another batch size.
     let run_toml = out.join("run.toml");
     let (_, _, stderr) = naevus(&["synthesize", "--config", text(&run_toml), "--out", text(&again), "--batch", "3"]);
-    let sums = |folder: &Path| lines(&folder.join("manifest.jsonl")).iter().map(|l| (l["sample_id"].to_string(), l["output_sha256"].to_string())).collect::<std::collections::BTreeMap<_, _>>();
+    let sums = |folder: &Path| {
+        lines(&folder.join("manifest.jsonl"))
+            .iter()
+            .map(|l| (l["sample_id"].to_string(), l["output_sha256"].to_string()))
+            .collect::<std::collections::BTreeMap<_, _>>()
+    };
     assert_eq!(sums(&out), sums(&again), "{stderr}");
 
     // Other settings do not mix into the folder.

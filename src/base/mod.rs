@@ -3,6 +3,7 @@
 pub mod array;
 pub mod compare;
 pub mod error;
+pub mod files;
 pub mod rng;
 pub mod shape;
 

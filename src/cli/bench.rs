@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::component::component_folder;
 use super::{Common, Outcome, speech};
+use crate::base::files::write_whole;
 use crate::base::{Error, Kind, Result};
 use crate::exec::Device;
 use crate::exec::bench::{Ceilings, Row, bench_op, bench_tape, ceilings};
@@ -133,7 +134,7 @@ fn finish(common: &Common, args: &BenchArgs, format: Option<Format>, device: &De
             Format::Csv => csv(rows),
             Format::Md => markdown(device, ceilings, rows),
         };
-        speech::write_report(path, &text)?;
+        write_whole(path, text.as_bytes())?;
     }
     if common.json {
         speech::print_json(&report)?;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::{Common, Outcome, speech};
+use crate::base::files::write_whole;
 use crate::base::{Error, Kind, Result};
 use crate::exec::Device;
 use crate::exec::check::{Proof, prove_op, prove_twin};
@@ -61,7 +62,7 @@ pub(crate) fn run(common: &Common, args: &CheckArgs) -> Result<Outcome> {
         "proofs": proofs.iter().map(as_json).collect::<Vec<_>>(),
     });
     if let Some(path) = &args.export {
-        speech::write_report(path, &(serde_json::to_string_pretty(&report).unwrap_or_default() + "\n"))?;
+        write_whole(path, (serde_json::to_string_pretty(&report).unwrap_or_default() + "\n").as_bytes())?;
     }
     if common.json {
         speech::print_json(&report)?;

@@ -1,7 +1,5 @@
 //! How numbers are said, and where reports go.
 
-use std::path::Path;
-
 use crate::base::{Error, Kind, Result};
 
 /// `1.2 GiB`, `37 MiB`, `512 B`.
@@ -40,13 +38,4 @@ pub(crate) fn print_json(value: &serde_json::Value) -> Result<()> {
 pub(crate) fn print_line(line: &str) -> Result<()> {
     use std::io::Write as _;
     writeln!(std::io::stdout().lock(), "{line}").map_err(|e| Error::new(Kind::Io, "stdout", e.to_string()))
-}
-
-/// Writes a report beside its final name, then renames it.
-pub(crate) fn write_report(path: &Path, text: &str) -> Result<()> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(|e| Error::io(path, &e))?;
-    std::io::Write::write_all(&mut file, text.as_bytes()).map_err(|e| Error::io(path, &e))?;
-    file.persist(path).map_err(|e| Error::io(path, &e.error))?;
-    Ok(())
 }

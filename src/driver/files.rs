@@ -1,45 +1,18 @@
-//! Files that appear whole or not at all, and their SHA-256.
+//! Folders, names and SHA-256 of files.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+pub use crate::base::files::write_whole;
 use crate::base::{Error, Kind, Result};
 
 /// Endings of the files that make a model; a changed README does not change it.
 const MODEL_FILES: &[&str] = &["json", "safetensors", "bin", "pt", "pth", "ckpt", "onnx"];
 /// Folders within folders that a model may have.
 const MAX_DEPTH: usize = 8;
-
-/// Writes `bytes` beside `path`, forces them to the disk and renames: `path` holds all of them or what it held before.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".naevus-");
-    #[cfg(unix)]
-    {
-        // The user's umask decides, as for any other file; a temporary file alone would be the owner's only.
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    let mut file = builder.tempfile_in(folder).map_err(|e| Error::io(path, &e))?;
-    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(|e| Error::io(path, &e))?;
-    file.persist(path).map_err(|e| Error::io(path, &e.error))?;
-    sync_folder(folder);
-    Ok(())
-}
-
-/// Forces a rename in `folder` to the disk, where the system can: elsewhere the rename alone must do.
-fn sync_folder(folder: &Path) {
-    #[cfg(unix)]
-    if let Ok(handle) = File::open(folder) {
-        let _ = handle.sync_all();
-    }
-    #[cfg(not(unix))]
-    let _ = folder;
-}
 
 /// Makes `folder` and those above it.
 pub fn make_folder(folder: &Path) -> Result<()> {

@@ -141,7 +141,14 @@ const FRAC_SQRT_2_PI: f32 = std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts:
 fn apply(p: &Params, v: f32) -> f32 {
     match p.function {
         1 => silu(v),
-        2 => v.max(0.0),
+        // Not max: it would turn NaN into 0 and hide where it was made.
+        2 => {
+            if v < 0.0 {
+                0.0
+            } else {
+                v
+            }
+        }
         3 => 0.5 * v * (1.0 + libm::erff(v * std::f32::consts::FRAC_1_SQRT_2)),
         4 => 0.5 * v * (1.0 + (FRAC_SQRT_2_PI * (v + 0.044_715 * v * v * v)).tanh()),
         5 => sigmoid(v),

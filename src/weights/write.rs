@@ -6,6 +6,7 @@ use std::path::Path;
 
 use safetensors::tensor::{Dtype, View};
 
+use crate::base::files::write_whole;
 use crate::base::{Array, Error, Kind, Result};
 
 /// Collects named tensors and metadata for one file.
@@ -81,12 +82,7 @@ impl Writer {
         let metadata = (!self.metadata.is_empty()).then(|| self.metadata.clone());
         let tensors = self.tensors.iter().map(|(name, stored)| (name.as_str(), stored));
         let bytes = safetensors::serialize(tensors, metadata).map_err(|e| Error::new(Kind::Format, path.display().to_string(), e.to_string()))?;
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(folder).map_err(|e| Error::io(path, &e))?;
-        std::io::Write::write_all(&mut file, &bytes).map_err(|e| Error::io(path, &e))?;
-        file.as_file().sync_all().map_err(|e| Error::io(path, &e))?;
-        file.persist(path).map_err(|e| Error::io(path, &e.error))?;
-        Ok(())
+        write_whole(path, &bytes)
     }
 }
 
