@@ -96,8 +96,8 @@ fn check_params(module: &Module, params: &[Field]) -> Result<(), String> {
 fn check_workgroup(module: &Module, workgroup: u32) -> Result<(), String> {
     let [entry] = module.entry_points.as_slice() else { return Err(format!("{} entry points, expected 1", module.entry_points.len())) };
     let size: u32 = entry.workgroup_size.iter().product();
-    if size != workgroup || size > WORKGROUP_INVOCATIONS {
-        return Err(format!("workgroup of {size}, expected {workgroup}, at most {WORKGROUP_INVOCATIONS}"));
+    if size > workgroup || size == 0 || size > WORKGROUP_INVOCATIONS {
+        return Err(format!("workgroup of {size}, expected at most {workgroup} and at most {WORKGROUP_INVOCATIONS}"));
     }
     let shared = module.global_variables.iter().filter(|(_, v)| v.space == AddressSpace::WorkGroup);
     let bytes: u32 = shared.map(|(_, v)| module.types[v.ty].inner.size(module.to_ctx())).sum();

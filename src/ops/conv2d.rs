@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 
 use crate::base::{DType, Result, Tolerance};
-use crate::ops::matmul::{Product, rows_per_task};
+use crate::ops::matmul::{Product, column_lanes, rows_per_task};
 use crate::ops::{ELEM, LINEAR_INDEX};
 use crate::params;
 use crate::plan::card::grid_1d;
@@ -87,7 +87,7 @@ pub static OP: Op = Op {
             name: "tiled",
             source: &[ELEM, include_str!("../../shaders/conv2d_tiled.wgsl")],
             workgroup: 16,
-            constants: |_| vec![],
+            constants: |s| vec![("WG", f64::from(column_lanes(s.params::<Params>().out_c)))],
             accepts: |s| {
                 let p: Params = s.params();
                 let tiles = p.out_w.div_ceil(TILE_PIXELS);
@@ -95,7 +95,7 @@ pub static OP: Op = Op {
             },
             grid: |s| {
                 let p: Params = s.params();
-                [p.out_w.div_ceil(TILE_PIXELS), p.batch * p.out_h, p.out_c.div_ceil(4 * 16)]
+                [p.out_w.div_ceil(TILE_PIXELS), p.batch * p.out_h, p.out_c.div_ceil(4 * column_lanes(p.out_c))]
             },
         },
     ],

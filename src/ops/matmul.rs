@@ -25,6 +25,11 @@ params! {
 /// Rows of a thread's tile in the `tiled` variant.
 const TILE_M: usize = 8;
 
+/// Invocations of a `tiled` workgroup, four columns each: 16, or 8 where that leaves fewer idle.
+pub(crate) fn column_lanes(columns: u32) -> u32 {
+    if (1..=8).contains(&(columns.div_ceil(4) % 16)) { 8 } else { 16 }
+}
+
 pub static OP: Op = Op {
     name: "matmul",
     params: Params::FIELDS,
@@ -47,14 +52,14 @@ pub static OP: Op = Op {
             name: "tiled",
             source: &[ELEM, include_str!("../../shaders/matmul_tiled.wgsl")],
             workgroup: 16,
-            constants: |_| vec![],
+            constants: |s| vec![("WG", f64::from(column_lanes(s.params::<Params>().n)))],
             accepts: |s| {
                 let p: Params = s.params();
                 p.n.is_multiple_of(4) && p.m >= 4 && p.batch <= 65_535 && p.m.div_ceil(TILE_M as u32) <= 65_535
             },
             grid: |s| {
                 let p: Params = s.params();
-                [p.m.div_ceil(TILE_M as u32), p.n.div_ceil(4 * 16), p.batch]
+                [p.m.div_ceil(TILE_M as u32), p.n.div_ceil(4 * column_lanes(p.n)), p.batch]
             },
         },
     ],

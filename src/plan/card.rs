@@ -170,7 +170,7 @@ pub struct Variant {
     pub name: &'static str,
     /// WGSL fragments, joined in order. WGSL's module scope is order-free.
     pub source: &'static [&'static str],
-    /// Invocations of one workgroup.
+    /// Invocations of one workgroup, at most: constants may make it smaller.
     pub workgroup: u32,
     /// `override` constants for these shapes.
     pub constants: fn(&StepView) -> Vec<(&'static str, f64)>,
