@@ -9,19 +9,6 @@ struct Params { spatial: u32, channels: u32, groups: u32, eps: f32, silu: u32, b
 @group(0) @binding(4) var<storage, read_write> y:      array<elem>;   // [N, S, C]
 
 override WG: u32 = 64u;   // power of two: the tree sum halves it
-var<workgroup> partial: array<f32, WG>;
-
-fn tree_sum(lane: u32, value: f32) -> f32 {
-    partial[lane] = value;
-    workgroupBarrier();
-    for (var half = WG / 2u; half > 0u; half /= 2u) {
-        if lane < half { partial[lane] += partial[lane + half]; }
-        workgroupBarrier();
-    }
-    let sum = partial[0];
-    workgroupBarrier();
-    return sum;
-}
 
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {

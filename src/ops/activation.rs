@@ -7,7 +7,6 @@ use rayon::prelude::*;
 use crate::base::{DType, Result, Tolerance};
 use crate::ops::{ELEM, LINEAR_INDEX};
 use crate::params;
-use crate::plan::card::grid_1d;
 use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Op, StepView, Tape, Tensor, TwinCall, Variant};
 
 params! {
@@ -80,14 +79,7 @@ pub static OP: Op = Op {
     cases,
     bench,
     tolerance: Tolerance { relative: 4e-6, reason: "exp and tanh of WGSL may be wrong by a few ulp; erf by 1.5e-7 absolute" },
-    variants: &[Variant {
-        name: "direct",
-        source: &[ELEM, LINEAR_INDEX, FUNCTIONS, include_str!("../../shaders/activation.wgsl")],
-        workgroup: 64,
-        constants: |_| vec![],
-        accepts: |_| true,
-        grid: |s| grid_1d(s.output.numel(), 64),
-    }],
+    variants: &[Variant::per_element(&[ELEM, LINEAR_INDEX, FUNCTIONS, include_str!("../../shaders/activation.wgsl")])],
 };
 
 impl Tape {

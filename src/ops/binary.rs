@@ -7,7 +7,6 @@ use rayon::prelude::*;
 use crate::base::{DType, Result, Tolerance};
 use crate::ops::{ELEM, LINEAR_INDEX};
 use crate::params;
-use crate::plan::card::grid_1d;
 use crate::plan::{Case, CaseInput, Cost, Op, StepView, Tape, Tensor, TwinCall, Variant};
 
 params! {
@@ -37,14 +36,7 @@ pub static OP: Op = Op {
     cases,
     bench,
     tolerance: Tolerance { relative: 1.2e-7, reason: "one rounding; PyTorch's float64 result is rounded once" },
-    variants: &[Variant {
-        name: "direct",
-        source: &[ELEM, LINEAR_INDEX, include_str!("../../shaders/binary.wgsl")],
-        workgroup: 64,
-        constants: |_| vec![],
-        accepts: |_| true,
-        grid: |s| grid_1d(s.output.numel(), 64),
-    }],
+    variants: &[Variant::per_element(&[ELEM, LINEAR_INDEX, include_str!("../../shaders/binary.wgsl")])],
 };
 
 impl Tape {

@@ -9,7 +9,6 @@ use crate::base::{DType, Result, Tolerance};
 use crate::ops::matmul::{Product, column_lanes, rows_per_task};
 use crate::ops::{ELEM, LINEAR_INDEX};
 use crate::params;
-use crate::plan::card::grid_1d;
 use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Op, StepView, Tape, Tensor, TwinCall, Variant};
 
 params! {
@@ -75,14 +74,7 @@ pub static OP: Op = Op {
     bench,
     tolerance: Tolerance { relative: 2e-5, reason: "f32 sums over KH KW I <= 9 * 320 terms in another order" },
     variants: &[
-        Variant {
-            name: "direct",
-            source: &[ELEM, LINEAR_INDEX, include_str!("../../shaders/conv2d.wgsl")],
-            workgroup: 64,
-            constants: |_| vec![],
-            accepts: |_| true,
-            grid: |s| grid_1d(s.output.numel(), 64),
-        },
+        Variant::per_element(&[ELEM, LINEAR_INDEX, include_str!("../../shaders/conv2d.wgsl")]),
         Variant {
             name: "tiled",
             source: &[ELEM, include_str!("../../shaders/conv2d_tiled.wgsl")],

@@ -23,7 +23,6 @@ use rayon::prelude::*;
 use crate::base::{DType, Result, Tolerance};
 use crate::ops::{ELEM, LINEAR_INDEX};
 use crate::params;
-use crate::plan::card::grid_1d;
 use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Op, StepView, Tape, Tensor, TwinCall, Variant};
 
 params! {
@@ -120,14 +119,7 @@ pub static OP: Op = Op {
     cases,
     bench,
     tolerance: Tolerance { relative: 1e-5, reason: "guidance by 7.5 and the quotients by a or b >= 0.2 enlarge about ten roundings and 2.5 ulp of a quotient" },
-    variants: &[Variant {
-        name: "direct",
-        source: &[ELEM, LINEAR_INDEX, DDIM, include_str!("../../shaders/ddim_step.wgsl")],
-        workgroup: 64,
-        constants: |_| vec![],
-        accepts: |_| true,
-        grid: |s| grid_1d(s.output.numel(), 64),
-    }],
+    variants: &[Variant::per_element(&[ELEM, LINEAR_INDEX, DDIM, include_str!("../../shaders/ddim_step.wgsl")])],
 };
 
 impl Tape {

@@ -7,7 +7,6 @@ use rayon::prelude::*;
 use crate::base::{DType, Result, Tolerance};
 use crate::ops::{ELEM, LINEAR_INDEX};
 use crate::params;
-use crate::plan::card::grid_1d;
 use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Op, StepView, Tape, Tensor, TwinCall, Variant};
 
 params! {
@@ -40,14 +39,7 @@ pub static OP: Op = Op {
     bench,
     tolerance: Tolerance { relative: 2e-5, reason: "f32 sums over K <= 2048 in another order: about sqrt(K) half-ulps of the partial sums" },
     variants: &[
-        Variant {
-            name: "direct",
-            source: &[ELEM, LINEAR_INDEX, include_str!("../../shaders/matmul.wgsl")],
-            workgroup: 64,
-            constants: |_| vec![],
-            accepts: |_| true,
-            grid: |s| grid_1d(s.output.numel(), 64),
-        },
+        Variant::per_element(&[ELEM, LINEAR_INDEX, include_str!("../../shaders/matmul.wgsl")]),
         Variant {
             name: "tiled",
             source: &[ELEM, include_str!("../../shaders/matmul_tiled.wgsl")],

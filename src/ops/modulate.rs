@@ -9,7 +9,6 @@ use rayon::prelude::*;
 use crate::base::{DType, Result, Tolerance};
 use crate::ops::{ELEM, LINEAR_INDEX, activation};
 use crate::params;
-use crate::plan::card::grid_1d;
 use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Op, StepView, Tape, Tensor, TwinCall, Variant};
 
 params! {
@@ -32,14 +31,7 @@ pub static OP: Op = Op {
     cases,
     bench,
     tolerance: Tolerance { relative: 4e-6, reason: "three roundings; exp of WGSL may be wrong by a few ulp" },
-    variants: &[Variant {
-        name: "direct",
-        source: &[ELEM, LINEAR_INDEX, activation::FUNCTIONS, include_str!("../../shaders/modulate.wgsl")],
-        workgroup: 64,
-        constants: |_| vec![],
-        accepts: |_| true,
-        grid: |s| grid_1d(s.output.numel(), 64),
-    }],
+    variants: &[Variant::per_element(&[ELEM, LINEAR_INDEX, activation::FUNCTIONS, include_str!("../../shaders/modulate.wgsl")])],
 };
 
 impl Tape {

@@ -65,14 +65,7 @@ pub static OP: Op = Op {
     bench,
     tolerance: Tolerance { relative: 2e-5, reason: "f32 sums of up to 1e4 values one after the other, whose mean is 1/100 of their size" },
     variants: &[
-        Variant {
-            name: "direct",
-            source: &[ELEM, LINEAR_INDEX, include_str!("../../shaders/pool2d.wgsl")],
-            workgroup: 64,
-            constants: |_| vec![],
-            accepts: |_| true,
-            grid: |s| grid_1d(s.output.numel(), 64),
-        },
+        Variant::per_element(&[ELEM, LINEAR_INDEX, include_str!("../../shaders/pool2d.wgsl")]),
         Variant {
             name: "whole",
             source: &[ELEM, include_str!("../../shaders/pool2d_whole.wgsl")],

@@ -7,7 +7,6 @@ use rayon::prelude::*;
 use crate::base::{DType, Result, Tolerance};
 use crate::ops::{ELEM, LINEAR_INDEX};
 use crate::params;
-use crate::plan::card::grid_1d;
 use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Op, StepView, Tape, Tensor, TwinCall, Variant};
 
 params! {
@@ -26,14 +25,7 @@ pub static OP: Op = Op {
     cases,
     bench,
     tolerance: Tolerance::EXACT,
-    variants: &[Variant {
-        name: "direct",
-        source: &[ELEM, LINEAR_INDEX, include_str!("../../shaders/repeat.wgsl")],
-        workgroup: 64,
-        constants: |_| vec![],
-        accepts: |_| true,
-        grid: |s| grid_1d(s.output.numel(), 64),
-    }],
+    variants: &[Variant::per_element(&[ELEM, LINEAR_INDEX, include_str!("../../shaders/repeat.wgsl")])],
 };
 
 impl Tape {

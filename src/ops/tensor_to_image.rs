@@ -8,7 +8,6 @@ use rayon::prelude::*;
 use crate::base::{DType, Result, Tolerance};
 use crate::ops::{ELEM, LINEAR_INDEX};
 use crate::params;
-use crate::plan::card::grid_1d;
 use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Op, StepView, Tape, Tensor, TwinCall, Variant};
 
 params! {
@@ -32,14 +31,7 @@ pub static OP: Op = Op {
     cases,
     bench,
     tolerance: Tolerance { relative: 8e-3, reason: "of the bytes, whose rms is at least 128: a value that rounding moves over a half is off by one level" },
-    variants: &[Variant {
-        name: "direct",
-        source: &[ELEM, LINEAR_INDEX, include_str!("../../shaders/tensor_to_image.wgsl")],
-        workgroup: 64,
-        constants: |_| vec![],
-        accepts: |_| true,
-        grid: |s| grid_1d(s.output.numel(), 64),
-    }],
+    variants: &[Variant::per_element(&[ELEM, LINEAR_INDEX, include_str!("../../shaders/tensor_to_image.wgsl")])],
 };
 
 impl Tape {

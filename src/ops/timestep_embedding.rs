@@ -9,7 +9,6 @@ use rayon::prelude::*;
 use crate::base::{DType, Result, Tolerance};
 use crate::ops::{ELEM, LINEAR_INDEX};
 use crate::params;
-use crate::plan::card::grid_1d;
 use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Op, StepView, Tape, Tensor, TwinCall, Variant};
 
 params! {
@@ -39,14 +38,7 @@ pub static OP: Op = Op {
         reason: "an ulp of log(80) times a frequency of 10 moves the angle by 5e-6; without log only the sine's own 2e-7 remains, \
                  with angles rounded to f32 on both sides",
     },
-    variants: &[Variant {
-        name: "direct",
-        source: &[ELEM, LINEAR_INDEX, SINCOS, include_str!("../../shaders/timestep_embedding.wgsl")],
-        workgroup: 64,
-        constants: |_| vec![],
-        accepts: |_| true,
-        grid: |s| grid_1d(s.output.numel(), 64),
-    }],
+    variants: &[Variant::per_element(&[ELEM, LINEAR_INDEX, SINCOS, include_str!("../../shaders/timestep_embedding.wgsl")])],
 };
 
 impl Tape {

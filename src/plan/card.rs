@@ -180,6 +180,13 @@ pub struct Variant {
     pub grid: fn(&StepView) -> [u32; 3],
 }
 
+impl Variant {
+    /// The readable kernel of most ops: one invocation per element of the result, in workgroups of 64 of a `grid_1d` grid.
+    pub const fn per_element(source: &'static [&'static str]) -> Variant {
+        Variant { name: "direct", source, workgroup: 64, constants: |_| Vec::new(), accepts: |_| true, grid: |s| grid_1d(s.output.numel(), 64) }
+    }
+}
+
 /// The card of an op.
 pub struct Op {
     pub name: &'static str,

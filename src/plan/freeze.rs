@@ -15,8 +15,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The CPU executor: the address space.
-    pub const HOST: Limits = Limits { binding_bytes: isize::MAX as u64, buffer_bytes: isize::MAX as u64, workgroups_per_axis: u32::MAX };
+    /// The CPU executor: element counts and indices of the ops are 32 bits wide, so 16 GiB a tensor.
+    pub const HOST: Limits = Limits { binding_bytes: u32::MAX as u64 * 4, buffer_bytes: u32::MAX as u64 * 4, workgroups_per_axis: u32::MAX };
 }
 
 #[derive(Clone, Debug)]
@@ -207,7 +207,8 @@ fn check_limits(tape: &Tape, limits: &Limits) -> Result<()> {
         } else {
             continue;
         };
-        let fact = format!("tensor {} needs a {what} of {bytes} bytes, the device takes {limit}; use a smaller batch or image, or --device cpu", info.shape);
+        let fact =
+            format!("tensor {} needs a {what} of {bytes} bytes, the device takes {limit}; use a smaller batch or image, or the CPU executor", info.shape);
         return Err(Error::new(Kind::Limit, info.place.clone(), fact));
     }
     for step in &tape.steps {
