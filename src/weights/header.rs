@@ -48,6 +48,10 @@ pub(crate) fn parse(file: &[u8]) -> Result<Header, String> {
     };
     let length = u64::from_le_bytes(*length);
     if length > MAX_HEADER_BYTES {
+        // An ONNX ModelProto opens with field 1, its format version, and a text field.
+        if matches!(file, [0x08, 1..=31, 0x12, ..]) {
+            return Err("is an ONNX file, expected safetensors".to_string());
+        }
         return Err(format!("header of {length} bytes, expected at most {MAX_HEADER_BYTES}: not a safetensors file"));
     }
     let text = rest.get(..length as usize).ok_or_else(|| format!("header of {length} bytes in a file of {}: truncated, or not safetensors", file.len()))?;
@@ -177,6 +181,7 @@ mod tests {
         assert!(fact(b"").contains("0 bytes"));
         assert!(fact(b"PK\x03\x04rest of a zip").contains("PyTorch"));
         assert!(fact(b"version https://git-lfs.github.com/spec/v1").contains("LFS"));
+        assert!(fact(b"\x08\x06\x12\x07pytorch\x1a\x03").contains("ONNX"));
         assert!(fact(&[0xff; 64]).contains("not a safetensors file"));
         assert!(fact(&file("{}", 0)[..9]).contains("truncated"));
         assert!(fact(&file("\u{0}\u{1}", 0)).contains("JSON"));
