@@ -130,7 +130,7 @@ fn an_unknown_tap_names_the_nearest_module() {
 #[test]
 fn the_plan_is_the_committed_one() {
     let plan = Plan::freeze(unet_tape(&unet(), 2), &Options::default()).unwrap().to_string();
-    let path = golden("plans/unet-attention-classes.txt");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/plans/unet-attention-classes.txt");
     if std::env::var_os("NAEVUS_BLESS").is_some() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, &plan).unwrap();
