@@ -116,10 +116,17 @@ pub(crate) fn run(common: &Common, args: &SynthesizeArgs) -> Result<Outcome> {
 }
 
 fn attempt(common: &Common, device: &Device, job: &Job, stop: &std::sync::atomic::AtomicBool) -> Result<Summary> {
+    // Said before anything runs: encoder, one denoising step, decoder.
+    let mut plans: Vec<String> = Vec::new();
     let mut peak = 0;
     let mut prepare = |tape: Tape| {
         let session = device.prepare(tape, &Options::default())?;
-        peak += session.plan().peak_bytes();
+        let bytes = session.plan().peak_bytes();
+        peak += bytes;
+        plans.push(speech::bytes(bytes));
+        if plans.len() == 3 {
+            common.say(format_args!("memory of the plans: {} (encode {}, step {}, decode {})", speech::bytes(peak), plans[0], plans[1], plans[2]));
+        }
         Ok(session)
     };
     let bar = progress::bar(common, 0, "steps");
@@ -128,9 +135,6 @@ fn attempt(common: &Common, device: &Device, job: &Job, stop: &std::sync::atomic
     let mut on_event = |event: Event| tell(common, &bar, steps, &mut finished, &event);
     let summary = synthesize(job, &mut prepare, stop, &mut on_event);
     bar.finish_and_clear();
-    if common.verbose {
-        common.say(format_args!("device memory of the plans: {}", speech::bytes(peak)));
-    }
     summary
 }
 
