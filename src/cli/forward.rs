@@ -3,14 +3,15 @@
 use std::path::PathBuf;
 
 use super::component::component_folder;
+use super::tensors::Inputs;
 use super::{Common, Outcome};
-use crate::base::{Array, DType, Error, Kind, Result};
+use crate::base::{DType, Error, Kind, Result};
 use crate::exec::Device;
 use crate::models::resnet::ResNet;
 use crate::models::taesd::Taesd;
 use crate::models::unet_2d::{ClassInput, UNet2DModel};
 use crate::plan::{Options, Session, Tape};
-use crate::weights::{Store, Writer};
+use crate::weights::Writer;
 
 #[derive(clap::Args)]
 pub(crate) struct ForwardArgs {
@@ -54,7 +55,7 @@ enum Component {
 
 pub(crate) fn run(common: &Common, args: &ForwardArgs) -> Result<Outcome> {
     let device = common.open_device()?;
-    let inputs = Inputs { store: Store::open(&args.inputs)? };
+    let inputs = Inputs::open(&args.inputs)?;
     let mut out = Writer::new();
     match args.component {
         Component::Inpaint => {
@@ -75,22 +76,6 @@ pub(crate) fn run(common: &Common, args: &ForwardArgs) -> Result<Outcome> {
     out.write(&args.out)?;
     common.say(format_args!("wrote {}", args.out.display()));
     Ok(Outcome::Done)
-}
-
-/// Tensors of an input file, read with the shapes that a component wants.
-pub(crate) struct Inputs {
-    store: Store,
-}
-
-impl Inputs {
-    /// An f32 tensor in our axis order.
-    pub(crate) fn tensor(&self, name: &str) -> Result<Array> {
-        Ok(self.store.array(name)?.to_channels_last())
-    }
-
-    pub(crate) fn indices(&self, name: &str) -> Result<Vec<u32>> {
-        self.store.indices(name)
-    }
 }
 
 fn options(args: &ForwardArgs) -> Options {

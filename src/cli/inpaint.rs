@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use super::forward::Inputs;
+use super::tensors::Inputs;
 use crate::base::{Array, Error, Kind, Result};
 use crate::diffusion::inpaint::{Batch, Format, Inpainter};
 use crate::diffusion::region::Region;

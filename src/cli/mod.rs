@@ -13,6 +13,7 @@ mod progress;
 mod select;
 mod speech;
 mod synthesize;
+mod tensors;
 
 use clap::{Args, Parser, Subcommand};
 
