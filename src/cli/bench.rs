@@ -64,11 +64,7 @@ pub(crate) fn run(common: &Common, args: &BenchArgs) -> Result<Outcome> {
     let old = args.compare.as_deref().map(read_old).transpose()?;
     let device = common.open_device()?;
     let budget = Duration::from_secs_f64(args.seconds);
-    let gpu = match &device {
-        Device::Cpu => None,
-        Device::Gpu(gpu) => Some(gpu),
-    };
-    let ceilings = ceilings(gpu, budget)?;
+    let ceilings = ceilings(device.gpu(), budget)?;
     let rows = match args.what {
         What::Ops => op_rows(common, args, &device, &ceilings, budget, old.as_ref())?,
         _ => {
@@ -87,13 +83,9 @@ fn wanted(args: &BenchArgs, name: &str) -> bool {
 }
 
 fn op_rows(common: &Common, args: &BenchArgs, device: &Device, ceilings: &Ceilings, budget: Duration, old: Option<&Old>) -> Result<Vec<Row>> {
-    let gpu = match device {
-        Device::Cpu => None,
-        Device::Gpu(gpu) => Some(gpu),
-    };
     let mut rows = Vec::new();
     for op in ops::ALL {
-        for row in bench_op(gpu, op, budget, &|case| wanted(args, &format!("{} {case}", op.name)))? {
+        for row in bench_op(device.gpu(), op, budget, &|case| wanted(args, &format!("{} {case}", op.name)))? {
             if !common.json {
                 print_row(&row, ceilings, device, old)?;
             }
@@ -103,7 +95,7 @@ fn op_rows(common: &Common, args: &BenchArgs, device: &Device, ceilings: &Ceilin
     Ok(rows)
 }
 
-/// Proves a model's plan on the device against the CPU executor, then times it.
+/// Proves a model's plan, on a GPU against the CPU executor, then times it.
 fn model_rows(args: &BenchArgs, device: &Device, budget: Duration) -> Result<Vec<Row>> {
     let missing = || Error::new(Kind::Usage, "--model", "this benchmark needs a model folder");
     let model = args.model.as_deref().ok_or_else(missing)?;
@@ -229,10 +221,7 @@ fn verdict(row: &Row, old: &Old, device: &Device) -> String {
 }
 
 fn report(device: &Device, ceilings: &Ceilings, rows: &[Row]) -> Value {
-    let driver = match device {
-        Device::Cpu => String::new(),
-        Device::Gpu(gpu) => gpu.summary().driver.clone(),
-    };
+    let driver = device.gpu().map_or(String::new(), |gpu| gpu.summary().driver.clone());
     json!({
         "naevus_version": env!("CARGO_PKG_VERSION"),
         "device": { "name": device.describe(), "backend": device.backend(), "driver": driver, "threads": rayon::current_num_threads() },

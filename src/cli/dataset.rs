@@ -40,19 +40,14 @@ impl DataSetFlags {
             group_column: self.group_column.clone(),
         }
     }
-
-    /// Opens the data set and says which of its images are not there.
-    pub(crate) fn open(&self, common: &Common) -> Result<DataSet> {
-        let set = DataSet::open(&self.options())?;
-        say_missing(common, &set);
-        Ok(set)
-    }
 }
 
-/// Says which images of the table are not in the folder.
-pub(crate) fn say_missing(common: &Common, set: &DataSet) {
+/// Opens the data set and says which images of its table are not in the folder.
+pub(crate) fn open(common: &Common, options: &DataSetOptions) -> Result<DataSet> {
+    let set = DataSet::open(options)?;
     if !set.missing.is_empty() {
         let some: Vec<&str> = set.missing.iter().take(5).map(String::as_str).collect();
         common.say(format_args!("{} images of the table are not in the folder: {} ...", set.missing.len(), some.join(", ")));
     }
+    Ok(set)
 }

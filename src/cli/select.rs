@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::dataset::DataSetFlags;
+use super::dataset::{self, DataSetFlags};
 use super::features::Network;
 use super::{Common, Outcome, progress, speech};
 use crate::base::Result;
@@ -51,7 +51,7 @@ pub(crate) fn run(common: &Common, args: &SelectArgs) -> Result<Outcome> {
         SelectOptions { method, gamma: args.gamma, max_cosine: args.max_cosine, k: args.k, label_gate: !args.any_label, one_per_group: args.one_per_group };
     let device = common.open_device()?;
     let candidates = select::candidates(&args.out)?;
-    let set = args.data.open(common)?;
+    let set = dataset::open(common, &args.data.options())?;
     let network = Network::load(&args.classifier)?;
     let cancel = progress::interruption()?;
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use indicatif::ProgressBar;
 use serde_json::json;
 
-use super::dataset::DataSetFlags;
+use super::dataset::{self, DataSetFlags};
 use super::{Common, Outcome, progress, speech};
 use crate::base::{Error, Kind, Result};
 use crate::diffusion::Scheduler;
@@ -89,7 +89,7 @@ pub(crate) fn run(common: &Common, args: &SynthesizeArgs) -> Result<Outcome> {
     let model = InpaintModel::load(&model_path)?;
     let scheduler = Scheduler::read(&model.index.scheduler_config)?;
     let options = earlier.as_ref().map_or_else(|| args.data.options(), |s| data_options(&s.data));
-    let data = open_data(common, &options)?;
+    let data = dataset::open(common, &options)?;
     let (batch, auto) = batch(args)?;
     let model_sha256 = sha256_of(&model_path)?;
     let mut settings = match earlier {
@@ -207,12 +207,6 @@ fn data_options(data: &Data) -> DataSetOptions {
         class_column: data.class_column,
         group_column: data.group_column,
     }
-}
-
-fn open_data(common: &Common, options: &DataSetOptions) -> Result<DataSet> {
-    let set = DataSet::open(options)?;
-    super::dataset::say_missing(common, &set);
-    Ok(set)
 }
 
 /// The settings of an earlier run, which must still find the same model and sources.

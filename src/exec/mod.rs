@@ -30,11 +30,16 @@ impl Device {
         }
     }
 
-    pub fn limits(&self) -> Limits {
+    /// The GPU, when it is one.
+    pub fn gpu(&self) -> Option<&Arc<Gpu>> {
         match self {
-            Device::Cpu => Limits::HOST,
-            Device::Gpu(gpu) => gpu.limits(),
+            Device::Cpu => None,
+            Device::Gpu(gpu) => Some(gpu),
         }
+    }
+
+    pub fn limits(&self) -> Limits {
+        self.gpu().map_or(Limits::HOST, |gpu| gpu.limits())
     }
 
     /// Freezes `tape` for this device and prepares it.
