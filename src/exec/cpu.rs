@@ -7,7 +7,7 @@ use crate::plan::{Plan, Session, Storage, Tensor, TensorKind, TwinCall};
 pub struct CpuSession {
     plan: Plan,
     slots: Vec<Vec<f32>>,
-    /// Per tensor; empty for weights (read in place) and for tensors that live in a slot.
+    /// Per tensor; empty for weights (read in place), for tensors that live in a slot and for reshaped ones.
     own: Vec<Vec<f32>>,
 }
 
@@ -17,15 +17,15 @@ impl CpuSession {
         let slots = plan.slots.iter().map(|&bytes| vec![0.0; (bytes / 4) as usize]).collect();
         let own_len = |i: usize| {
             let info = &plan.tape.tensors[i];
-            let is_weight = matches!(info.kind, TensorKind::Weight(_));
-            if plan.storage[i] == Storage::Own && !is_weight { info.shape.numel() } else { 0 }
+            let has_none = matches!(info.kind, TensorKind::Weight(_) | TensorKind::Reshaped(_));
+            if plan.storage[i] == Storage::Own && !has_none { info.shape.numel() } else { 0 }
         };
         let own = (0..plan.storage.len()).map(|i| vec![0.0; own_len(i)]).collect();
         CpuSession { plan, slots, own }
     }
 
     fn values(&self, tensor: Tensor) -> &[f32] {
-        let i = tensor.index();
+        let i = self.plan.tape.owner(tensor).index();
         let len = self.plan.tape.shape(tensor).numel();
         match (&self.plan.tape.tensors[i].kind, self.plan.storage[i]) {
             (TensorKind::Weight(weight), _) => &weight.array.data,

@@ -74,17 +74,18 @@ pub fn run_tape(tape: &Tape, inputs: &[&[f32]], output: Tensor) -> Result<Vec<f3
             },
             TensorKind::Weight(weight) => Cow::Borrowed(weight.array.data.as_slice()),
             TensorKind::Activation => Cow::Owned(vec![0.0; info.shape.numel()]),
+            TensorKind::Reshaped(_) => Cow::Owned(Vec::new()),
         });
     }
     for step in tape.steps() {
         let mut result = std::mem::take(&mut values[step.output.index()]).into_owned();
-        let step_inputs: Vec<&[f32]> = step.inputs.iter().map(|t| values[t.index()].as_ref()).collect();
+        let step_inputs: Vec<&[f32]> = step.inputs.iter().map(|&t| values[tape.owner(t).index()].as_ref()).collect();
         let shapes: Vec<&Shape> = step.inputs.iter().map(|&t| tape.shape(t)).collect();
         let output_shape = tape.shape(step.output);
         (step.op.twin)(&mut TwinCall { params: &step.params, inputs: &step_inputs, shapes: &shapes, output: &mut result, output_shape });
         values[step.output.index()] = Cow::Owned(result);
     }
-    Ok(values.swap_remove(output.index()).into_owned())
+    Ok(values.swap_remove(tape.owner(output).index()).into_owned())
 }
 
 #[cfg(test)]

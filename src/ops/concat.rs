@@ -45,6 +45,35 @@ impl Tape {
     }
 }
 
+impl Tape {
+    /// `parts` one after the other along `axis`; the other axes must be equal.
+    pub fn concat_axis(&mut self, parts: &[Tensor], axis: usize) -> Result<Tensor> {
+        let Some((&first, rest)) = parts.split_first() else {
+            return Err(self.mismatch("concat of nothing, expected one tensor or more".to_string()));
+        };
+        let mut joined = self.shape(first).dims().to_vec();
+        if axis >= joined.len() {
+            return Err(self.mismatch(format!("concat along axis {axis} of {}", self.shape(first))));
+        }
+        let mut y = first;
+        for &part in rest {
+            let shape = self.shape(part).dims().to_vec();
+            let others_equal = shape.len() == joined.len() && (0..shape.len()).all(|i| i == axis || shape[i] == joined[i]);
+            if !others_equal {
+                return Err(self.mismatch(format!("concat of {joined:?} and {shape:?} along axis {axis}: all other axes must be equal")));
+            }
+            // Rows of everything from the axis on: [outer, axis * inner].
+            let outer: usize = joined[..axis].iter().product();
+            let flat = |dims: &[usize]| [outer, dims[axis..].iter().product()];
+            let (a, b) = (self.reshape(y, &flat(&joined))?, self.reshape(part, &flat(&shape))?);
+            joined[axis] += shape[axis];
+            let both = self.concat(a, b)?;
+            y = self.reshape(both, &joined)?;
+        }
+        Ok(y)
+    }
+}
+
 fn twin(call: &mut TwinCall) {
     let p: Params = call.params();
     let (a_channels, b_channels) = (p.a_channels as usize, p.b_channels as usize);
@@ -93,5 +122,19 @@ mod tests {
         assert!(t.concat(a, c).is_err());
         let y = t.concat(a, a).unwrap();
         assert_eq!(t.shape(y).dims(), [2, 4, 4, 12]);
+        assert_eq!(t.concat_axis(&[a, c], 1).unwrap_err().fact(), "concat of [2, 4, 4, 6] and [6] along axis 1: all other axes must be equal");
+        assert!(t.concat_axis(&[a], 4).is_err() && t.concat_axis(&[], 0).is_err());
+    }
+
+    #[test]
+    fn an_inner_axis_joins_rows() {
+        let mut t = Tape::new();
+        let a = t.input("a", &[2, 1, 2], DType::F32);
+        let b = t.input("b", &[2, 2, 2], DType::F32);
+        let y = t.concat_axis(&[a, b, a], 1).unwrap();
+        assert_eq!(t.shape(y).dims(), [2, 4, 2]);
+        let (a, b) = ([1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0]);
+        let got = crate::ops::case::run_tape(&t, &[&a, &b], y).unwrap();
+        assert_eq!(got, [1.0, 2.0, 5.0, 6.0, 7.0, 8.0, 1.0, 2.0, 3.0, 4.0, 9.0, 10.0, 11.0, 12.0, 3.0, 4.0]);
     }
 }

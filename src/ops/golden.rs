@@ -31,6 +31,7 @@ pub static FILES: &[(&str, &[u8])] = goldens![
     "modulate",
     "pool2d",
     "repeat",
+    "slice",
     "softmax",
     "tensor_to_image",
     "threshold_quantile",

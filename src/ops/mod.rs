@@ -18,6 +18,7 @@ pub mod matmul;
 pub mod modulate;
 pub mod pool2d;
 pub mod repeat;
+pub mod slice;
 pub mod softmax;
 pub mod tensor_to_image;
 pub mod threshold_quantile;
@@ -53,6 +54,7 @@ pub static ALL: &[&Op] = &[
     &modulate::OP,
     &pool2d::OP,
     &repeat::OP,
+    &slice::OP,
     &softmax::OP,
     &tensor_to_image::OP,
     &threshold_quantile::OP,

@@ -79,12 +79,12 @@ impl Plan {
             let mut used = vec![false; self.tape.tensors.len()];
             for step in &self.tape.steps {
                 used[step.output.index()] = true;
-                step.inputs.iter().for_each(|t| used[t.index()] = true);
+                step.inputs.iter().for_each(|&t| used[self.tape.owner(t).index()] = true);
             }
             used
         };
         for (i, info) in self.tape.tensors.iter().enumerate() {
-            let is_activation = matches!(info.kind, TensorKind::Activation);
+            let is_activation = matches!(info.kind, TensorKind::Activation | TensorKind::Reshaped(_));
             if !is_activation || kept[i] {
                 self.storage[i] = if used[i] || matches!(info.kind, TensorKind::Input(_)) { Storage::Own } else { Storage::Nowhere };
             }
@@ -107,6 +107,9 @@ impl Plan {
             self.slots[slot] = self.slots[slot].max(bytes);
             busy_until[slot] = self.lifetimes[i].1.max(s);
             self.storage[i] = Storage::Slot(slot);
+        }
+        for i in 0..self.storage.len() {
+            self.storage[i] = self.storage[self.tape.owner(Tensor(i as u32)).index()];
         }
     }
 
@@ -136,7 +139,7 @@ impl Plan {
 
     /// Inputs, outputs and taps.
     pub fn io_bytes(&self) -> u64 {
-        self.own_bytes(|kind| !matches!(kind, TensorKind::Weight(_)))
+        self.own_bytes(|kind| !matches!(kind, TensorKind::Weight(_) | TensorKind::Reshaped(_)))
     }
 
     pub fn slot_bytes(&self) -> u64 {
@@ -157,11 +160,12 @@ impl Plan {
 /// The plan in words, for snapshots and `-v`.
 impl std::fmt::Display for Plan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let name = |t: Tensor| match (&self.tape.tensors[t.index()].kind, self.storage[t.index()]) {
+        let kind = |t: Tensor| &self.tape.tensors[self.tape.owner(t).index()].kind;
+        let name = |t: Tensor| match (kind(t), self.storage[t.index()]) {
             (TensorKind::Input(name), _) => format!("<{name}>"),
             (TensorKind::Weight(w), _) => w.name.to_string(),
-            (TensorKind::Activation, Storage::Slot(slot)) => format!("%{}@{slot}", t.0),
-            (TensorKind::Activation, _) => format!("%{}", t.0),
+            (_, Storage::Slot(slot)) => format!("%{}@{slot}", self.tape.owner(t).0),
+            (_, _) => format!("%{}", self.tape.owner(t).0),
         };
         for (s, step) in self.tape.steps.iter().enumerate() {
             let mut line = format!("{s:4} {:<20} {} = ", step.op.name, name(step.output));
@@ -183,8 +187,8 @@ impl std::fmt::Display for Plan {
 /// Tensors that must keep their value until the end: outputs and carried ones.
 fn kept(tape: &Tape) -> Vec<bool> {
     let mut kept = vec![false; tape.tensors.len()];
-    tape.outputs.iter().for_each(|(_, t)| kept[t.index()] = true);
-    tape.carries.iter().for_each(|(from, _)| kept[from.index()] = true);
+    tape.outputs.iter().for_each(|&(_, t)| kept[tape.owner(t).index()] = true);
+    tape.carries.iter().for_each(|&(from, _)| kept[tape.owner(from).index()] = true);
     kept
 }
 
@@ -192,7 +196,7 @@ fn lifetimes(tape: &Tape) -> Vec<(usize, usize)> {
     let mut lifetimes = vec![(0, 0); tape.tensors.len()];
     for (s, step) in tape.steps.iter().enumerate() {
         lifetimes[step.output.index()] = (s, s);
-        step.inputs.iter().for_each(|t| lifetimes[t.index()].1 = s);
+        step.inputs.iter().for_each(|&t| lifetimes[tape.owner(t).index()].1 = s);
     }
     lifetimes
 }

@@ -40,6 +40,8 @@ pub enum TensorKind {
     Weight(Weight),
     /// Made by a step.
     Activation,
+    /// The numbers of another tensor in another shape. That tensor is none of these.
+    Reshaped(Tensor),
 }
 
 #[derive(Clone, Debug)]
@@ -93,6 +95,27 @@ impl Tape {
             kind: TensorKind::Weight(weight.clone()),
             place: weight.name.to_string(),
         })
+    }
+
+    /// The numbers of `x` in another shape: a name, no step and no copy. Row-major order stays.
+    pub fn reshape(&mut self, x: Tensor, shape: &[usize]) -> Result<Tensor> {
+        let (from, to) = (self.shape(x).clone(), Shape::new(shape));
+        if from == to {
+            return Ok(x);
+        }
+        if from.numel() != to.numel() {
+            return Err(self.mismatch(format!("reshape of {from} to {to}: {} numbers, expected {}", from.numel(), to.numel())));
+        }
+        let info = TensorInfo { shape: to, dtype: self.dtype(x), kind: TensorKind::Reshaped(self.owner(x)), place: self.place() };
+        Ok(self.tensor(info))
+    }
+
+    /// The tensor whose numbers these are: `tensor` itself unless it was reshaped.
+    pub fn owner(&self, tensor: Tensor) -> Tensor {
+        match self.tensors[tensor.index()].kind {
+            TensorKind::Reshaped(owner) => owner,
+            _ => tensor,
+        }
     }
 
     pub fn shape(&self, tensor: Tensor) -> &Shape {

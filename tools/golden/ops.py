@@ -198,6 +198,17 @@ def pool2d():
         yield case, {"x": x}, F.adaptive_avg_pool2d(x, 1).flatten(1)
 
 
+def slice():
+    for case, shape, axis, start, length in (
+        ("channels", (2, 5, 3, 7), 3, 2, 4),
+        ("tokens", (3, 9, 5), 1, 0, 1),
+        ("rows", (7, 3, 2), 0, 3, 4),
+        ("rank_1", (17,), 0, 16, 1),
+    ):
+        inputs = fill("slice", case, x=shape)
+        yield case, inputs, inputs["x"].narrow(axis, start, length)
+
+
 def softmax():
     for case, shape, scale, shift in (
         ("logits", (5, 7), 1.0, 0.0),
@@ -361,6 +372,7 @@ OPS = (
     modulate,
     pool2d,
     repeat,
+    slice,
     softmax,
     tensor_to_image,
     threshold_quantile,

@@ -142,10 +142,11 @@ fn allocate(gpu: &Gpu, plan: &Plan) -> Result<Vec<Option<wgpu::Buffer>>> {
     for (slot, &bytes) in plan.slots.iter().enumerate() {
         slots.push(gpu.buffer(&format!("slot {slot}"), bytes)?);
     }
-    let mut buffers = Vec::with_capacity(plan.storage.len());
+    let mut buffers: Vec<Option<wgpu::Buffer>> = Vec::with_capacity(plan.storage.len());
     for (info, storage) in plan.tape.tensors.iter().zip(&plan.storage) {
         buffers.push(match (&info.kind, storage) {
             (_, Storage::Nowhere) => None,
+            (TensorKind::Reshaped(owner), _) => buffers[owner.index()].clone(),
             (_, Storage::Slot(slot)) => Some(slots[*slot].clone()),
             (TensorKind::Weight(weight), Storage::Own) => Some(gpu.weight(weight)?),
             (_, Storage::Own) => Some(gpu.buffer(&info.place, info.shape.bytes())?),
