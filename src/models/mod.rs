@@ -2,6 +2,8 @@
 //! strictly; forward functions record onto a tape, at any batch.
 
 pub mod inpaint_model;
+pub mod model;
+pub mod preprocess;
 pub mod recognise;
 pub mod resnet;
 pub mod taesd;
@@ -10,7 +12,9 @@ pub mod unet_2d_blocks;
 pub mod unet_2d_config;
 
 pub use inpaint_model::{InpaintIndex, InpaintModel};
-pub use recognise::{Kind, Recognised, recognise};
+pub use model::{Architecture, Checkpoint, Component, Inputs, Model, Output, Port};
+pub use preprocess::Preprocess;
+pub use recognise::{Found, recognise};
 pub use resnet::ResNet;
 pub use taesd::Taesd;
 pub use unet_2d::{ClassInput, UNet2DModel};

@@ -4,7 +4,11 @@
 
 use std::path::Path;
 
+use serde_json::{Value, json};
+
 use crate::base::{Error, Kind, Result};
+use crate::models::model::{Architecture, Checkpoint, Component, Inputs, Model, Output, Port, timm_architecture};
+use crate::models::preprocess::Preprocess;
 use crate::nn::{Conv2d, Linear};
 use crate::ops::activation::Function;
 use crate::ops::conv2d::Conv2d as Geometry;
@@ -49,22 +53,6 @@ const OF_ORIGIN: [&str; 22] = [
     "label_descriptions",
 ];
 
-/// How pixels are prepared, from `pretrained_cfg`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Preprocess {
-    /// Rows, columns.
-    pub input_size: [usize; 2],
-    /// nearest, bilinear, bicubic, lanczos.
-    pub interpolation: String,
-    /// The input is this part of the resized image.
-    pub crop_pct: f64,
-    /// center, squash, border.
-    pub crop_mode: String,
-    /// Per channel, of pixels in [0, 1]: (x - mean) / std.
-    pub mean: [f32; 3],
-    pub std: [f32; 3],
-}
-
 #[derive(Clone, Debug, PartialEq)]
 pub struct ResNetConfig {
     pub architecture: String,
@@ -83,7 +71,10 @@ impl ResNetConfig {
     }
 
     pub fn from_config(c: &Config) -> Result<ResNetConfig> {
-        let (bottleneck, stages) = c.choice("architecture", None, &ARCHITECTURES)?;
+        let name = timm_architecture(c).unwrap_or_default();
+        let row = ARCHITECTURES.iter().find(|row| row.0 == name);
+        let known = || ARCHITECTURES.iter().map(|row| row.0).collect::<Vec<_>>().join(", ");
+        let &(_, (bottleneck, stages)) = row.ok_or_else(|| c.error("architecture", format!("\"{name}\", expected one of {}", known())))?;
         let pretrained = c.object("pretrained_cfg")?.ok_or_else(|| c.error("pretrained_cfg", "absent, expected an object with mean, std and input_size"))?;
         let num_classes = c.integer("num_classes", None, 0..=1_000_000)?;
         let told = pretrained.integer("num_classes", num_classes, 0..=1_000_000)?;
@@ -253,6 +244,64 @@ impl ResNet {
         }
     }
 }
+
+impl Model for ResNet {
+    fn parameters(&self) -> u64 {
+        self.parameters
+    }
+
+    fn dropped(&self) -> &[String] {
+        &self.dropped
+    }
+
+    fn facts(&self) -> Vec<(&'static str, Value)> {
+        let c = &self.config;
+        vec![
+            ("architecture", json!(c.architecture)),
+            ("num_features", json!(self.num_features)),
+            ("num_classes", json!(c.num_classes)),
+            ("label_names", json!(c.label_names)),
+            ("input_size", json!(c.preprocess.input_size)),
+        ]
+    }
+
+    fn components(&self) -> Vec<Component> {
+        vec![Component::Classifier]
+    }
+
+    fn ports(&self, _: Component, batch: usize) -> Vec<Port> {
+        let [h, w] = self.config.preprocess.input_size;
+        vec![Port::image("pixel_values", [batch, h, w, 3])]
+    }
+
+    fn record(&self, t: &mut Tape, _: Component, inputs: &Inputs) -> Result<Vec<Output>> {
+        let features = self.features(t, inputs.get("pixel_values")?)?;
+        let mut outputs = vec![Output::plain("features", features)];
+        if self.config.num_classes > 0 {
+            outputs.push(Output::plain("logits", self.logits(t, features)?));
+        }
+        Ok(outputs)
+    }
+
+    fn preprocess(&self) -> Option<&Preprocess> {
+        Some(&self.config.preprocess)
+    }
+
+    fn class_names(&self) -> Option<&[String]> {
+        self.config.label_names.as_deref()
+    }
+}
+
+pub static ARCHITECTURE: Architecture = Architecture {
+    name: "ResNet classifier",
+    is_config: |config| timm_architecture(config).is_some_and(|name| ARCHITECTURES.iter().any(|row| row.0 == name)),
+    is_tensors: |_| false,
+    is_path: |_| false,
+    load: |checkpoint: &Checkpoint| {
+        let config = ResNetConfig::from_config(checkpoint.config()?)?;
+        Ok(Box::new(ResNet::from_scope(&checkpoint.scope("classifier")?, config)?))
+    },
+};
 
 #[cfg(test)]
 mod tests {
