@@ -71,10 +71,10 @@ impl ResNetConfig {
     }
 
     pub fn from_config(c: &Config) -> Result<ResNetConfig> {
+        // A tag, `resnet50.a1_in1k`, says how the weights were trained.
         let name = timm_architecture(c).unwrap_or_default();
-        let row = ARCHITECTURES.iter().find(|row| row.0 == name);
-        let known = || ARCHITECTURES.iter().map(|row| row.0).collect::<Vec<_>>().join(", ");
-        let &(_, (bottleneck, stages)) = row.ok_or_else(|| c.error("architecture", format!("\"{name}\", expected one of {}", known())))?;
+        let row = ARCHITECTURES.iter().find(|row| row.0 == name).map(|row| row.1);
+        let (bottleneck, stages) = row.map_or_else(|| c.choice("architecture", None, &ARCHITECTURES), Ok)?;
         let pretrained = c.object("pretrained_cfg")?.ok_or_else(|| c.error("pretrained_cfg", "absent, expected an object with mean, std and input_size"))?;
         let num_classes = c.integer("num_classes", None, 0..=1_000_000)?;
         let told = pretrained.integer("num_classes", num_classes, 0..=1_000_000)?;
