@@ -1,17 +1,22 @@
 //! Floor 4: models with their checkpoints' own names, and what a folder of files is. `load` reads a published layout
 //! strictly; forward functions record onto a tape, at any batch.
 
+pub mod classifier;
 pub mod inpaint_model;
+pub mod preprocess;
 pub mod recognise;
 pub mod resnet;
 pub mod taesd;
+pub mod timm_config;
 pub mod unet_2d;
 pub mod unet_2d_blocks;
 pub mod unet_2d_config;
 
+pub use classifier::Classifier;
 pub use inpaint_model::{InpaintIndex, InpaintModel};
+pub use preprocess::Preprocess;
 pub use recognise::{Kind, Recognised, recognise};
-pub use resnet::ResNet;
 pub use taesd::Taesd;
+pub use timm_config::TimmConfig;
 pub use unet_2d::{ClassInput, UNet2DModel};
 pub use unet_2d_config::UNet2DConfig;
