@@ -5,15 +5,13 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::component::component_folder;
+use super::component::{component_folder, load_component, part};
 use super::{Common, Outcome, speech};
 use crate::base::files::write_whole;
 use crate::base::{Error, Kind, Result};
 use crate::exec::Device;
 use crate::exec::bench::{Ceilings, Row, bench_op, bench_tape, ceilings};
-use crate::models::resnet::ResNet;
-use crate::models::taesd::Taesd;
-use crate::models::unet_2d::UNet2DModel;
+use crate::models::{Component, recognise};
 use crate::ops;
 
 #[derive(clap::Args)]
@@ -102,15 +100,20 @@ fn model_rows(args: &BenchArgs, device: &Device, budget: Duration) -> Result<Vec
     if args.batch == 0 {
         return Err(Error::new(Kind::Usage, "--batch 0", "expected at least 1"));
     }
-    let components = match args.what {
-        What::Ops => Vec::new(),
-        What::Unet => vec![super::component::unet(&UNet2DModel::load(&component_folder(model, "unet"))?, args.batch)?],
-        What::Vae => super::component::taesd(&Taesd::load(&component_folder(model, "vae"))?, args.batch, 128)?,
-        What::Classifier => vec![super::component::resnet(&ResNet::load(model)?, args.batch)?],
+    let wanted: &[Component] = match args.what {
+        What::Ops => &[],
+        What::Unet => &[Component::Unet],
+        What::Vae => &[Component::VaeEncoder, Component::VaeDecoder],
+        What::Classifier => &[Component::Classifier],
     };
+    let mut components = Vec::new();
+    for &component in wanted {
+        let architecture = recognise(&component_folder(model, component))?.name();
+        components.push(part(load_component(model, component)?.as_ref(), component, &architecture, args.batch)?);
+    }
     let mut rows = Vec::new();
     for component in components {
-        rows.extend(bench_tape(device, &component.tape, component.key, budget, !args.no_layers)?);
+        rows.extend(bench_tape(device, &component.tape, &component.key, budget, !args.no_layers)?);
     }
     Ok(rows)
 }

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use super::tensors::Inputs;
+use super::tensors::Tensors;
 use crate::base::{Array, Error, Kind, Result};
 use crate::diffusion::inpaint::{Batch, Format, Inpainter};
 use crate::diffusion::region::Region;
@@ -38,7 +38,7 @@ impl InpaintFlags {
 
 /// image `[N, 3, H, W]`, hole `[N, 1, H, W]`, noise `[N, C, h, w]`, class_labels `[N]`, with eta > 0 variance_noise_<k>
 /// -> latents_<k>, decoded, output.
-pub(crate) fn forward(device: &Device, model: &Path, flags: &InpaintFlags, options: &Options, inputs: &Inputs, out: &mut Writer) -> Result<()> {
+pub(crate) fn forward(device: &Device, model: &Path, flags: &InpaintFlags, options: &Options, inputs: &Tensors, out: &mut Writer) -> Result<()> {
     let model = InpaintModel::load(model)?;
     let scheduler = Scheduler::read(&model.index.scheduler_config)?;
     let walk = Walk { steps: flags.steps.unwrap_or(50), eta: flags.eta.unwrap_or(0.0), strength: flags.strength.unwrap_or(1.0) };
@@ -73,7 +73,7 @@ fn add(out: &mut Writer, name: &str, array: &Array) -> Result<()> {
     out.f32(name, array.dims(), array.data.clone())
 }
 
-fn holes(inputs: &Inputs, [batch, height, width]: [usize; 3]) -> Result<Vec<Region>> {
+fn holes(inputs: &Tensors, [batch, height, width]: [usize; 3]) -> Result<Vec<Region>> {
     let hole = inputs.tensor("hole")?;
     if hole.dims() != [batch, height, width, 1] {
         return Err(Error::new(Kind::Shape, "hole", format!("{}, expected [{batch}, 1, {height}, {width}]", hole.to_channels_first().shape)));

@@ -4,16 +4,15 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::component::{Component, resnet, taesd, unet};
+use super::component::{Part, parts};
 use super::{Common, Outcome, speech};
 use crate::base::Result;
-use crate::models::inpaint_model::InpaintModel;
-use crate::models::recognise::{Kind as ModelKind, recognise};
-use crate::models::resnet::ResNet;
-use crate::models::taesd::Taesd;
-use crate::models::unet_2d::UNet2DModel;
+use crate::models::{Found, InpaintIndex, recognise};
 use crate::plan::{Options, Plan, Tape};
 use crate::weights::Store;
+
+/// Folders of a diffusers model that hold a network, in the order in which they are shown.
+const MODEL_FOLDERS: [&str; 5] = ["unet", "vae", "vqvae", "text_encoder", "text_encoder_2"];
 
 #[derive(clap::Args)]
 pub(crate) struct InspectArgs {
@@ -30,15 +29,13 @@ pub(crate) struct InspectArgs {
 pub(crate) fn run(common: &Common, args: &InspectArgs) -> Result<Outcome> {
     let batch = args.batch.clamp(1, 4096);
     let found = recognise(&args.path)?;
-    let components = match found.kind {
-        ModelKind::InpaintModel => inpaint(&found.path, batch)?,
-        ModelKind::UNet2DModel => vec![unet(&UNet2DModel::load(&found.path)?, batch)?],
-        ModelKind::Taesd => taesd(&Taesd::load(&found.path)?, batch, 256)?,
-        ModelKind::ResNet => vec![resnet(&ResNet::load(&found.path)?, batch)?],
-        ModelKind::Weights(_) => Vec::new(),
+    let components = match &found {
+        Found::Model { architecture, .. } => parts(found.load()?.as_ref(), architecture.name, batch)?,
+        Found::Pipeline { folder, class } => pipeline(folder, class, batch)?,
+        Found::Unknown { .. } => Vec::new(),
     };
     let files = weight_files(&args.path)?;
-    let mut report = json!({ "path": args.path.display().to_string(), "architecture": found.name, "files": [], "components": [] });
+    let mut report = json!({ "path": args.path.display().to_string(), "architecture": found.name(), "files": [], "components": [] });
     for (path, store) in &files {
         let value = file_report(path, store, args.tensors);
         push(&mut report["files"], value);
@@ -60,23 +57,39 @@ fn push(list: &mut Value, value: Value) {
     }
 }
 
-fn inpaint(folder: &Path, batch: usize) -> Result<Vec<Component>> {
-    let model = InpaintModel::load(folder)?;
-    let index = &model.index;
-    let size = index.image_size;
-    let mut components = vec![Component {
-        name: "inpaint",
-        key: "inpaint",
-        parameters: model.parameters(),
-        detail: json!({
-            "image_size": size, "class_names": index.class_names, "null_class": index.null_class, "scaling_factor": index.scaling_factor,
+/// What the folder's own index says, then each model in a folder below.
+fn pipeline(folder: &Path, class: &str, batch: usize) -> Result<Vec<Part>> {
+    let mut all = Vec::new();
+    if class == InpaintIndex::CLASS {
+        let index = InpaintIndex::read(folder)?;
+        let facts = json!({
+            "image_size": index.image_size, "class_names": index.class_names, "null_class": index.null_class, "scaling_factor": index.scaling_factor,
             "dilate_px": index.dilate_px, "masked_fill": index.masked_fill, "reimpose_known": index.reimpose_known,
-        }),
-        tape: Tape::new(),
-    }];
-    components.push(unet(&model.unet, batch)?);
-    components.extend(taesd(&model.vae, batch, size)?);
-    Ok(components)
+        });
+        all.push(Part { name: "inpaint".to_string(), key: "inpaint".to_string(), parameters: 0, dropped: Vec::new(), facts, tape: Tape::new() });
+    }
+    let mut folders: Vec<PathBuf> = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    folders.retain(|path| MODEL_FOLDERS.iter().any(|name| path.ends_with(name)) && path.is_dir());
+    folders.sort_by_key(|path| MODEL_FOLDERS.iter().position(|name| path.ends_with(name)));
+    for path in folders {
+        let found = recognise(&path)?;
+        all.extend(parts(found.load()?.as_ref(), &found.name(), batch)?);
+    }
+    if let [inpaint, rest @ ..] = all.as_mut_slice()
+        && inpaint.key == "inpaint"
+    {
+        let mut seen = Vec::new();
+        inpaint.parameters = rest.iter().filter(|part| first_of_its_model(part, &mut seen)).map(|part| part.parameters).sum();
+    }
+    Ok(all)
+}
+
+/// Encoder and decoder are one model: its parameters count once.
+fn first_of_its_model(part: &Part, seen: &mut Vec<String>) -> bool {
+    let model = part.name.split_once(" (").map_or(part.name.as_str(), |(_, model)| model).to_string();
+    let is_new = !seen.contains(&model);
+    seen.push(model);
+    is_new
 }
 
 /// Every safetensors file at or below the path, two folders deep.
@@ -116,8 +129,8 @@ fn file_report(path: &Path, store: &Store, list: bool) -> Value {
     json!({ "path": path.display().to_string(), "bytes": bytes, "tensors": entries.len(), "numbers": numbers, "dtypes": dtypes, "list": tensors, "metadata": store.metadata() })
 }
 
-fn component_report(c: &Component, batch: usize) -> Result<Value> {
-    let mut value = json!({ "name": c.name, "parameters": c.parameters, "config": c.detail, "missing": [], "unused": [] });
+fn component_report(c: &Part, batch: usize) -> Result<Value> {
+    let mut value = json!({ "name": c.name, "parameters": c.parameters, "config": c.facts, "missing": [], "unused": [], "dropped": c.dropped });
     if !c.tape.steps().is_empty() {
         let plan = Plan::freeze(c.tape.clone(), &Options::default())?;
         value["batch"] = json!(batch);

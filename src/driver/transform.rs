@@ -4,7 +4,7 @@
 use crate::base::{Array, Error, Kind, Result};
 use crate::driver::image::Rgb8;
 use crate::driver::resize::{self, Filter};
-use crate::models::resnet::Preprocess;
+use crate::models::Preprocess;
 
 /// How an image comes to the classifier's shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

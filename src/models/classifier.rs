@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::base::{Error, Kind, Result};
+use crate::models::model::{Checkpoint, Component, Inputs, Model, Output, Port};
 use crate::models::preprocess::Preprocess;
 use crate::models::timm_config::TimmConfig;
 use crate::nn::Linear;
@@ -101,17 +102,23 @@ impl Classifier {
         }
         self.network.forward(t, x)
     }
+}
 
-    /// Like [`Classifier::forward`] for those who need classes: fails when there is no last layer.
-    pub fn classify(&self, t: &mut Tape, x: Tensor) -> Result<(Tensor, Tensor)> {
-        let Prediction { features, logits } = self.forward(t, x)?;
-        let absent = || Error::new(Kind::Usage, "classifier", "the checkpoint has no classifier (num_classes 0): it gives features, not logits");
-        Ok((features, logits.ok_or_else(absent)?))
+impl Model for Classifier {
+    fn parameters(&self) -> u64 {
+        self.parameters
     }
 
-    /// For `inspect`.
-    pub fn facts(&self) -> Vec<(&'static str, Value)> {
+    fn dropped(&self) -> &[String] {
+        &self.dropped
+    }
+
+    fn facts(&self) -> Vec<(&'static str, Value)> {
         let p = &self.preprocess;
+        let preprocess = json!({
+            "interpolation": p.interpolation, "crop_pct": p.crop_pct, "crop_mode": p.crop_mode, "mean": p.mean, "std": p.std,
+            "from": if p.assumed { "assumed" } else { "config.json" },
+        });
         let mut facts = vec![
             ("family", json!(self.family)),
             ("architecture", json!(self.architecture)),
@@ -119,15 +126,39 @@ impl Classifier {
             ("num_classes", json!(self.num_classes)),
             ("label_names", json!(self.label_names)),
             ("input_size", json!(p.input_size)),
-            (
-                "preprocess",
-                json!({ "interpolation": p.interpolation, "crop_pct": p.crop_pct, "crop_mode": p.crop_mode, "mean": p.mean, "std": p.std,
-                    "from": if p.assumed { "assumed" } else { "config.json" } }),
-            ),
+            ("preprocess", preprocess),
         ];
         facts.extend(self.network.facts());
         facts
     }
+
+    fn components(&self) -> Vec<Component> {
+        vec![Component::Classifier]
+    }
+
+    fn ports(&self, _: Component, batch: usize) -> Vec<Port> {
+        let [h, w] = self.preprocess.input_size;
+        vec![Port::image("pixel_values", [batch, h, w, 3])]
+    }
+
+    fn record(&self, t: &mut Tape, _: Component, inputs: &Inputs) -> Result<Vec<Output>> {
+        let Prediction { features, logits } = self.forward(t, inputs.get("pixel_values")?)?;
+        let logits = logits.map(|logits| Output::plain("logits", logits));
+        Ok(std::iter::once(Output::plain("features", features)).chain(logits).collect())
+    }
+
+    fn preprocess(&self) -> Option<&Preprocess> {
+        Some(&self.preprocess)
+    }
+
+    fn class_names(&self) -> Option<&[String]> {
+        self.label_names.as_deref()
+    }
+}
+
+/// Loads a checkpoint through its family's function.
+pub fn load(checkpoint: &Checkpoint, family: fn(Option<&Config>, &Scope) -> Result<Classifier>) -> Result<Box<dyn Model>> {
+    Ok(Box::new(family(checkpoint.config.as_ref(), &checkpoint.scope("classifier")?)?))
 }
 
 /// The last layer `name`: as many classes as `config` says or, when it does not, as the weight has rows. None: no classes.
@@ -152,7 +183,7 @@ pub fn read_config<T: Default>(config: Option<&Config>, arguments: impl FnOnce(&
     Ok((Some(timm), own))
 }
 
-/// How many of `{prefix}.0`, `{prefix}.1`, ... in a row hold any of the tensors `marks`.
+/// How many of `0`, `1`, ... below `scope` hold any of the tensors `marks`, counted without a gap.
 pub fn count(scope: &Scope, marks: &[&str]) -> usize {
     (0..).take_while(|i| marks.iter().any(|mark| scope.has(&format!("{i}.{mark}")))).count()
 }

@@ -6,7 +6,8 @@
 use serde_json::{Value, json};
 
 use crate::base::Result;
-use crate::models::classifier::{Classifier, Loaded, Network, Prediction, last_layer, predict, read_config};
+use crate::models::classifier::{self, Classifier, Loaded, Network, Prediction, last_layer, predict, read_config};
+use crate::models::model::{Architecture, timm_architecture};
 use crate::models::preprocess::Preprocess;
 use crate::nn::{BATCH_NORM_EPS, BatchNorm, Conv2d, Linear};
 use crate::ops::activation::Function;
@@ -142,3 +143,11 @@ pub fn load(config: Option<&Config>, scope: &Scope) -> Result<Classifier> {
     let loaded = Loaded { network, num_features: width, feature_map: width, num_classes, preprocess: Preprocess::assumed(224) };
     Classifier::new("DenseNet", timm, scope, loaded)
 }
+
+pub static ARCHITECTURE: Architecture = Architecture {
+    name: "DenseNet classifier",
+    is_config: |config| timm_architecture(config).is_some_and(|name| is_architecture(&name)),
+    is_tensors: |store| ["features.conv0.weight", "features.denseblock1.denselayer1.norm1.weight", "features.norm5.running_mean"].iter().all(|name| store.shape(name).is_some()),
+    is_path: |_| false,
+    load: |checkpoint| classifier::load(checkpoint, load),
+};

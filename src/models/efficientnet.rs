@@ -4,13 +4,14 @@
 //! `efficientnet_torchvision`; here is what both are made of.
 
 use crate::base::Result;
-use crate::models::classifier::Classifier;
+use crate::models::classifier::{self, Classifier};
+use crate::models::model::{Architecture, timm_architecture};
 use crate::models::timm_config::architecture_of;
 use crate::models::{efficientnet_timm, efficientnet_torchvision};
 use crate::nn::{Conv2d, SqueezeExcite};
 use crate::ops::activation::Function;
 use crate::plan::{Tape, Tensor};
-use crate::weights::{Config, Scope};
+use crate::weights::{Config, Scope, Store};
 
 /// Stride of a stage's first block, in every EfficientNet and in MobileNetV2 and V3 large; V2-S and its like have six stages.
 pub const STRIDES: [usize; 7] = [1, 2, 2, 2, 1, 2, 1];
@@ -75,9 +76,9 @@ pub fn is_architecture(architecture: &str) -> bool {
 }
 
 /// Whether the tensors are named as these are.
-pub fn is_tensors(scope: &Scope) -> bool {
-    let has = |names: &[&str]| names.iter().all(|name| scope.has(name));
-    has(&["conv_stem.weight", "bn1.running_mean", "blocks.0.0.bn1.running_mean"]) || efficientnet_torchvision::family_of(scope).is_some()
+fn is_tensors(store: &Store) -> bool {
+    let is_timm = ["conv_stem.weight", "bn1.running_mean", "blocks.0.0.bn1.running_mean"].iter().all(|name| store.shape(name).is_some());
+    is_timm || efficientnet_torchvision::family_of(store).is_some()
 }
 
 /// Loads the weights of `scope`, its root, and closes its account.
@@ -93,3 +94,11 @@ pub fn load(config: Option<&Config>, scope: &Scope) -> Result<Classifier> {
     }
     efficientnet_torchvision::load(config, scope)
 }
+
+pub static ARCHITECTURE: Architecture = Architecture {
+    name: "EfficientNet or MobileNet classifier",
+    is_config: |config| timm_architecture(config).is_some_and(|name| is_architecture(&name)),
+    is_tensors: |store| is_tensors(store),
+    is_path: |_| false,
+    load: |checkpoint| classifier::load(checkpoint, load),
+};

@@ -12,7 +12,7 @@ use crate::models::timm_config::TimmConfig;
 use crate::nn::{BATCH_NORM_EPS, Conv2d, Linear, SqueezeExcite};
 use crate::ops::activation::Function;
 use crate::plan::{Tape, Tensor};
-use crate::weights::{Config, Scope};
+use crate::weights::{Config, Scope, Store};
 
 /// Strides of the blocks of MobileNetV2, V3 large and V3 small.
 const MOBILE2_STRIDES: [usize; 17] = [1, 2, 1, 2, 1, 1, 2, 1, 1, 1, 1, 1, 1, 2, 1, 1, 1];
@@ -46,8 +46,8 @@ pub enum Family {
 }
 
 /// What the tensors are named as.
-pub fn family_of(scope: &Scope) -> Option<Family> {
-    let has = |names: &[&str]| names.iter().all(|name| scope.has(name));
+pub fn family_of(store: &Store) -> Option<Family> {
+    let has = |names: &[&str]| names.iter().all(|name| store.shape(name).is_some());
     if !has(&["features.0.0.weight", "features.0.1.running_mean"]) {
         None
     } else if has(&["features.1.conv.0.0.weight", "features.1.conv.2.running_mean"]) {
@@ -177,7 +177,7 @@ impl Network for MobileNet {
 /// Loads the weights of `scope`, its root, and closes its account.
 pub fn load(config: Option<&Config>, scope: &Scope) -> Result<Classifier> {
     let (timm, ()) = read_config(config, |_| Ok(()))?;
-    match family_of(scope) {
+    match family_of(scope.store()) {
         Some(Family::Mobile2) => load_mobile(timm, scope, Family::Mobile2),
         Some(Family::Mobile3) => load_mobile(timm, scope, Family::Mobile3),
         Some(Family::Efficient) => load_efficient(timm, scope),

@@ -65,6 +65,9 @@ pub struct InpaintModel {
 }
 
 impl InpaintIndex {
+    /// `_class_name` of the index.
+    pub const CLASS: &str = "ClassConditionalInpaint";
+
     /// Reads `model_index.json` of a folder, and holds it against the parts' config.json files. No weights are read.
     pub fn read(folder: &Path) -> Result<InpaintIndex> {
         let c = Config::read(&folder.join("model_index.json"))?;
@@ -76,7 +79,7 @@ impl InpaintIndex {
     }
 
     fn from_config(c: &Config, folder: &Path) -> Result<InpaintIndex> {
-        c.require("_class_name", "ClassConditionalInpaint")?;
+        c.require("_class_name", Self::CLASS)?;
         component(c, "unet", &[["diffusers", "UNet2DModel"]])?;
         component(c, "vae", &[["taesd", "TAESD"]])?;
         component(c, "scheduler", &[["diffusers", "DDIMScheduler"], ["diffusers", "DDPMScheduler"]])?;

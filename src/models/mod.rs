@@ -2,10 +2,17 @@
 //! strictly; forward functions record onto a tape, at any batch.
 
 pub mod classifier;
+pub mod densenet;
+pub mod efficientnet;
+pub mod efficientnet_timm;
+pub mod efficientnet_torchvision;
+pub mod inception;
 pub mod inpaint_model;
+pub mod model;
 pub mod preprocess;
 pub mod recognise;
 pub mod resnet;
+pub mod squeezenet;
 pub mod taesd;
 pub mod timm_config;
 pub mod unet_2d;
@@ -14,8 +21,9 @@ pub mod unet_2d_config;
 
 pub use classifier::Classifier;
 pub use inpaint_model::{InpaintIndex, InpaintModel};
+pub use model::{Architecture, Checkpoint, Component, Inputs, Model, Output, Port};
 pub use preprocess::Preprocess;
-pub use recognise::{Kind, Recognised, recognise};
+pub use recognise::{Found, recognise};
 pub use taesd::Taesd;
 pub use timm_config::TimmConfig;
 pub use unet_2d::{ClassInput, UNet2DModel};

@@ -12,13 +12,14 @@
 use serde_json::{Value, json};
 
 use crate::base::Result;
-use crate::models::classifier::{Classifier, Loaded, Network, Prediction, count, last_layer, predict, read_config};
+use crate::models::classifier::{self, Classifier, Loaded, Network, Prediction, count, last_layer, predict, read_config};
+use crate::models::model::{Architecture, timm_architecture};
 use crate::models::preprocess::Preprocess;
 use crate::nn::{BATCH_NORM_EPS, Conv2d, Linear, SqueezeExcite};
 use crate::ops::activation::Function;
 use crate::ops::pool2d::Pool2d;
 use crate::plan::{Tape, Tensor};
-use crate::weights::{Config, Scope};
+use crate::weights::{Config, Scope, Store};
 
 /// The depth that a name says, and what may follow it.
 const DEPTHS: [&str; 11] = ["10", "14", "18", "26", "34", "50", "101", "152", "200", "269", "270"];
@@ -38,6 +39,13 @@ pub fn is_architecture(architecture: &str) -> bool {
     let is_rs = architecture.strip_prefix("resnetrs").is_some_and(|depth| depth.parse::<u16>().is_ok());
     let is_wide = ["wide_resnet50_2", "wide_resnet101_2"].contains(&architecture);
     plain(architecture) || plain(architecture.strip_prefix("se").unwrap_or("")) || is_wide || is_rs || CIFAR.contains(&architecture)
+}
+
+/// Whether the tensors are named as a ResNet's are.
+fn is_tensors(store: &Store) -> bool {
+    let has = |name: &str| store.shape(name).is_some();
+    let has_stem = (has("conv1.weight") || has("conv1.0.weight")) && has("bn1.running_mean");
+    has_stem && has("layer1.0.conv1.weight") && has("layer1.0.bn1.running_mean") && has("layer3.0.conv1.weight")
 }
 
 /// Sizes that a config may repeat in `model_args`: the weights show them.
@@ -277,6 +285,14 @@ pub fn load(config: Option<&Config>, scope: &Scope) -> Result<Classifier> {
     let network = Box::new(ResNet { stem, stem_pool, layers, fc });
     Classifier::new("ResNet", timm, scope, Loaded { network, num_features: width, feature_map: width, num_classes, preprocess })
 }
+
+pub static ARCHITECTURE: Architecture = Architecture {
+    name: "ResNet classifier",
+    is_config: |config| timm_architecture(config).is_some_and(|name| is_architecture(&name)),
+    is_tensors: |store| is_tensors(store),
+    is_path: |_| false,
+    load: |checkpoint| classifier::load(checkpoint, load),
+};
 
 #[cfg(test)]
 mod tests {

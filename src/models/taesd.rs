@@ -5,7 +5,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use serde_json::{Value, json};
+
 use crate::base::{Error, Kind, Result};
+use crate::models::model::{Architecture, Component, Inputs, Model, Output, Port, is_class};
 use crate::nn::{Conv2d, GroupNorm};
 use crate::ops::activation::Function;
 use crate::ops::conv2d::Conv2d as Geometry;
@@ -352,3 +355,41 @@ impl Pool {
         self.reduce.forward(t, h)
     }
 }
+
+impl Model for Taesd {
+    fn parameters(&self) -> u64 {
+        self.encoder.parameters + self.decoder.parameters
+    }
+
+    fn facts(&self) -> Vec<(&'static str, Value)> {
+        vec![("variant", json!(self.config.variant)), ("latent_channels", json!(self.config.latent_channels)), ("downscale", json!(self.config.downscale))]
+    }
+
+    fn components(&self) -> Vec<Component> {
+        vec![Component::VaeEncoder, Component::VaeDecoder]
+    }
+
+    fn ports(&self, component: Component, batch: usize) -> Vec<Port> {
+        let size = 256usize.next_multiple_of(self.config.downscale);
+        let latents = size / self.config.downscale;
+        match component {
+            Component::VaeEncoder => vec![Port::image("sample", [batch, size, size, 3])],
+            _ => vec![Port::image("latents", [batch, latents, latents, self.config.latent_channels])],
+        }
+    }
+
+    fn record(&self, t: &mut Tape, component: Component, inputs: &Inputs) -> Result<Vec<Output>> {
+        Ok(match component {
+            Component::VaeEncoder => vec![Output::image("latents", self.encode(t, inputs.get("sample")?)?)],
+            _ => vec![Output::image("sample", self.decode(t, inputs.get("latents")?)?)],
+        })
+    }
+}
+
+pub static ARCHITECTURE: Architecture = Architecture {
+    name: "TAESD autoencoder",
+    is_config: |config| is_class(config, "TAESD"),
+    is_tensors: |_| false,
+    is_path: |_| false,
+    load: |checkpoint| Ok(Box::new(Taesd::load(&checkpoint.path)?)),
+};

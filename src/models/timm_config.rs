@@ -2,6 +2,7 @@
 //! Two forms are in the wild: with the pre-processing inside `pretrained_cfg`, and the older flat one.
 
 use crate::base::Result;
+use crate::models::model::timm_architecture;
 use crate::models::preprocess::Preprocess;
 use crate::weights::Config;
 
@@ -118,10 +119,9 @@ impl TimmConfig {
     }
 }
 
-/// The architecture that `c` names, without its tag; what a row of the table of architectures looks at.
+/// The architecture that `c` names, without its tag.
 pub fn architecture_of(c: &Config) -> Result<String> {
-    let text = c.text("architecture", None)?;
-    Ok(text.split_once('.').map_or(text.as_str(), |(name, _)| name).to_string())
+    timm_architecture(c).map_or_else(|| c.text("architecture", None), Ok)
 }
 
 fn read_common_arguments(c: &Config, num_classes: Option<usize>) -> Result<()> {

@@ -3,7 +3,10 @@
 
 use std::path::Path;
 
+use serde_json::{Value, json};
+
 use crate::base::{Array, DType, Error, Kind, Result, Shape};
+use crate::models::model::{Architecture, Component, Inputs, Model, Output, Port, is_class};
 use crate::models::unet_2d_blocks::{DownBlock, MidBlock, UpBlock, UpChannels};
 use crate::models::unet_2d_config::{ClassEmbed, TimeEmbedding, UNet2DConfig};
 use crate::nn::{Conv2d, Embedding, GroupNorm, TimestepEmbedding, TimestepProjection};
@@ -204,3 +207,54 @@ fn up_blocks(scope: &Scope, c: &UNet2DConfig) -> Vec<UpBlock> {
     };
     (0..=last).map(block).collect()
 }
+
+impl Model for UNet2DModel {
+    fn parameters(&self) -> u64 {
+        self.parameters
+    }
+
+    fn facts(&self) -> Vec<(&'static str, Value)> {
+        let c = &self.config;
+        let classes = match c.class_embed {
+            ClassEmbed::Labels(rows) => json!(rows),
+            _ => Value::Null,
+        };
+        vec![
+            ("in_channels", json!(c.in_channels)),
+            ("out_channels", json!(c.out_channels)),
+            ("block_out_channels", json!(c.block_out_channels)),
+            ("sample_size", json!(c.sample_size)),
+            ("classes", classes),
+        ]
+    }
+
+    fn components(&self) -> Vec<Component> {
+        vec![Component::Unet]
+    }
+
+    fn ports(&self, _: Component, batch: usize) -> Vec<Port> {
+        let c = &self.config;
+        let [h, w] = c.sample_size.unwrap_or([32usize.next_multiple_of(c.size_multiple()); 2]);
+        let mut ports = vec![Port::image("sample", [batch, h, w, c.in_channels]), Port::plain("timestep", &[batch])];
+        ports.extend(self.class_input().map(|class| match class {
+            ClassInput::Labels(rows) => Port::indices("class_labels", &[batch], rows),
+            ClassInput::Timestep => Port::plain("class_labels", &[batch]),
+            ClassInput::Vector(width) => Port::plain("class_labels", &[batch, width]),
+        }));
+        ports
+    }
+
+    fn record(&self, t: &mut Tape, _: Component, inputs: &Inputs) -> Result<Vec<Output>> {
+        let class = self.class_input().map(|_| inputs.get("class_labels")).transpose()?;
+        let y = self.forward(t, inputs.get("sample")?, inputs.get("timestep")?, class)?;
+        Ok(vec![Output::image("sample", y)])
+    }
+}
+
+pub static ARCHITECTURE: Architecture = Architecture {
+    name: "diffusers UNet2DModel",
+    is_config: |config| is_class(config, "UNet2DModel"),
+    is_tensors: |store| ["conv_in.weight", "time_embedding.linear_1.weight", "conv_norm_out.weight"].iter().all(|name| store.shape(name).is_some()),
+    is_path: |_| false,
+    load: |checkpoint| Ok(Box::new(UNet2DModel::from_scope(&checkpoint.scope("unet")?, UNet2DConfig::from_config(checkpoint.config()?)?)?)),
+};

@@ -4,7 +4,7 @@
 
 use rayon::prelude::*;
 
-use crate::base::{DType, Result, Tolerance};
+use crate::base::{Result, Tolerance};
 use crate::ops::{ELEM, LINEAR_INDEX};
 use crate::params;
 use crate::plan::{Case, CaseInput, Cost, Op, StepView, Tape, Tensor, TwinCall, Variant};
@@ -91,6 +91,7 @@ fn bench() -> Vec<Case> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::DType;
 
     #[test]
     fn guards_name_what_was_found() {

@@ -143,7 +143,27 @@ def unet_old_names():
     )
 
 
+def recipe_fixture():
+    from golden.recipe import fixture as recipe
+
+    model = UNet2DModel(
+        sample_size=8, in_channels=9, out_channels=4, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1, attention_head_dim=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"), num_class_embeds=8,
+    )
+    inputs = {"sample": normal(("unet2d", "sample"), (2, 9, 8, 8)), "timestep": as_f32([37.0, 851.0]), "class_labels": torch.tensor([7, 1])}
+    return recipe(
+        "unet2d", model, json.loads(model.to_json_string()), "diffusion_pytorch_model.safetensors",
+        {"unet": (inputs, lambda m, **given: {"sample": m(**given).sample})}, tapped=TAPPED.pattern, prepare=in_float64,
+    )
+
+
+def in_float64(model):
+    """Timesteps' sines are f32 in every precision; the embedding expects them in the model's."""
+    model.time_proj.register_forward_hook(lambda _module, _inputs, output: output.double())
+
+
 FIXTURES = {
+    "models/unet2d": recipe_fixture,
     "models/unet-attention-classes": unet_attention_classes,
     "models/unet-fourier-scale-shift": unet_fourier_scale_shift,
     "models/unet-timestep-class": unet_timestep_class,

@@ -1,0 +1,244 @@
+//! One row per architecture: a small random checkpoint made from its recipe (tools/golden/recipe.py) is recognised, loaded and
+//! run on the CPU executor and on the first adapter, and held against PyTorch in float64. Prints the table; a row that
+//! differs names its first diverging module. NAEVUS_ONLY=<part of a name> runs some rows.
+
+use std::path::{Path, PathBuf};
+
+use naevus::base::array::relative_rms;
+use naevus::base::{Array, DType, Error, Kind, Result};
+use naevus::exec::Device;
+use naevus::exec::gpu::adapters;
+use naevus::models::{Component, Inputs, Model, Output, Port, recognise};
+use naevus::plan::{Layout, Options, Session, Tape};
+use naevus::weights::{Store, Writer};
+
+/// Relative root mean square of the difference: f32 sums of up to 1e4 terms through up to 200 layers stay below 2e-5.
+const ALLOWED: f64 = 1e-4;
+/// Values of a tap that a golden keeps.
+const SAMPLES: usize = 64;
+
+fn goldens() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models")
+}
+
+/// FNV-1a.
+fn hash(text: &str) -> u64 {
+    text.bytes().fold(0xCBF2_9CE4_8422_2325, |state, byte| (state ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3))
+}
+
+/// shift + scale u with u in [-1, 1): splitmix64 of the name's hash and the index, as recipe.py has it.
+fn values(name: &str, count: usize, scale: f64, shift: f64) -> Vec<f32> {
+    let seed = hash(name);
+    let one = |i: u64| {
+        let state = seed.wrapping_add((i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let state = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let state = (state ^ (state >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        let unit = ((state ^ (state >> 31)) >> 40) as f64 / f64::from(1 << 23) - 1.0;
+        (shift + scale * unit) as f32
+    };
+    (0..count as u64).map(one).collect()
+}
+
+/// Writes the checkpoint of `folder` into `to`; gives the path to recognise: the folder, or the file where it has no config.json.
+fn write_checkpoint(folder: &Path, to: &Path) -> PathBuf {
+    let recipe: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(folder.join("weights.json")).unwrap()).unwrap();
+    let mut writer = Writer::new();
+    for row in recipe["tensors"].as_array().unwrap() {
+        let name = row[0].as_str().unwrap();
+        let shape: Vec<usize> = row[1].as_array().unwrap().iter().map(|d| d.as_u64().unwrap() as usize).collect();
+        let hashed = row.get(4).map_or(name, |name| name.as_str().unwrap());
+        writer.f32(name, &shape, values(hashed, shape.iter().product(), row[2].as_f64().unwrap(), row[3].as_f64().unwrap())).unwrap();
+    }
+    let file = to.join(recipe["file"].as_str().unwrap());
+    writer.write(&file).unwrap();
+    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+        let name = entry.file_name();
+        if name != "weights.json" && !name.to_string_lossy().ends_with(".safetensors") {
+            std::fs::copy(entry.path(), to.join(name)).unwrap();
+        }
+    }
+    if to.join("config.json").is_file() { to.to_path_buf() } else { file }
+}
+
+/// A tape of one forward, the values of its inputs, and its outputs.
+struct Recorded {
+    tape: Tape,
+    values: Vec<(String, Vec<f32>)>,
+    outputs: Vec<Output>,
+}
+
+fn record(model: &dyn Model, component: Component, io: &Store) -> Result<Recorded> {
+    let mut tape = Tape::new();
+    let (mut inputs, mut values) = (Vec::new(), Vec::new());
+    for port in model.ports(component, 1) {
+        let name = format!("in/{}", port.name);
+        if io.shape(&name).is_none() {
+            if port.optional {
+                continue;
+            }
+            return Err(Error::new(Kind::Usage, name, "the golden has no such input"));
+        }
+        let array = match port.dtype {
+            DType::U32 => Array::new(io.shape(&name).unwrap(), io.indices(&name)?.into_iter().map(f32::from_bits).collect())?,
+            _ => read(io, &name, &port)?,
+        };
+        let dims = if array.dims().is_empty() { vec![1] } else { array.dims().to_vec() };
+        inputs.push((port.name.clone(), tape.input(&port.name, &dims, port.dtype)));
+        values.push((port.name, array.data));
+    }
+    let unread = io.names().filter_map(|name| name.strip_prefix("in/")).find(|name| !inputs.iter().any(|(have, _)| have == name));
+    if let Some(name) = unread {
+        return Err(Error::new(Kind::Usage, name, "the golden has this input, the model takes none of that name"));
+    }
+    let outputs = model.record(&mut tape, component, &Inputs::new(inputs))?;
+    outputs.iter().for_each(|output| tape.output(&output.name, output.tensor));
+    Ok(Recorded { tape, values, outputs })
+}
+
+fn read(io: &Store, name: &str, port: &Port) -> Result<Array> {
+    let array = io.array(name)?;
+    Ok(if port.layout == Layout::Image { array.to_channels_last() } else { array })
+}
+
+fn run(device: &Device, recorded: &Recorded, taps: &[String]) -> Result<Box<dyn Session>> {
+    let mut session = device.prepare(recorded.tape.clone(), &Options { taps: taps.to_vec(), ..Options::default() })?;
+    for (name, values) in &recorded.values {
+        session.write(name, values)?;
+    }
+    session.run()?;
+    Ok(session)
+}
+
+/// The worst relative rms of the outputs. Every output of the golden must be there, whole and of its shape.
+fn outputs_differ(recorded: &Recorded, session: &mut dyn Session, io: &Store) -> std::result::Result<f64, String> {
+    let mut worst = 0.0f64;
+    for told in io.names().filter_map(|name| name.strip_prefix("out/")) {
+        let Some(output) = recorded.outputs.iter().find(|output| output.name == told) else {
+            let names: Vec<&str> = recorded.outputs.iter().map(|o| o.name.as_str()).collect();
+            return Err(format!("output {told} is not there, only {}", names.join(", ")));
+        };
+        let array = session.read(told).map_err(|e| e.to_string())?;
+        let array = if output.layout == Layout::Image { array.to_channels_first() } else { array };
+        let expected = io.array(&format!("out/{told}")).map_err(|e| e.to_string())?;
+        if array.dims() != expected.dims() {
+            return Err(format!("output {told} is {:?}, expected {:?}", array.dims(), expected.dims()));
+        }
+        let error = relative_rms(&array.data, &expected.data);
+        worst = if error.is_nan() { f64::NAN } else { worst.max(error) };
+    }
+    Ok(worst)
+}
+
+/// Modules that both sides ran, in our order.
+fn shared_modules(tape: &Tape, io: &Store) -> Vec<String> {
+    let mut shared: Vec<String> = Vec::new();
+    for (path, _) in tape.taps() {
+        if io.shape(&format!("tap/{path}")).is_some() && !shared.contains(path) {
+            shared.push(path.clone());
+        }
+    }
+    shared
+}
+
+/// The first module whose samples differ, in words.
+fn first_difference(device: &Device, recorded: &Recorded, io: &Store) -> Result<Option<String>> {
+    let shared = shared_modules(&recorded.tape, io);
+    let mut session = run(device, recorded, &shared)?;
+    for path in &shared {
+        let (ours, told) = (session.read(path)?, io.array(&format!("tap/{path}"))?);
+        let shape: Vec<usize> = io.integers(&format!("shape/{path}"))?.iter().map(|&d| d as usize).collect();
+        // PyTorch's module may speak either order: [N, C, H, W], or channels last as some transformers do.
+        let errors: Vec<f64> = [ours.to_channels_first(), ours.clone()]
+            .iter()
+            .filter(|array| array.data.len() == shape.iter().product::<usize>())
+            .map(|array| relative_rms(&sampled(&array.data), &told.data))
+            .collect();
+        if !errors.iter().any(|&error| error <= ALLOWED) {
+            return Ok(Some(format!("first diverges at {path}: ours {:?} (channels last), PyTorch's {shape:?}, relative rms {errors:?}", ours.dims())));
+        }
+    }
+    Ok(None)
+}
+
+fn sampled(values: &[f32]) -> Vec<f32> {
+    if values.len() <= SAMPLES { values.to_vec() } else { (0..SAMPLES).map(|i| values[i * values.len() / SAMPLES]).collect() }
+}
+
+/// One component of one golden on every device: a row of the table.
+fn row(folder: &Path, model: &dyn Model, architecture: &str, component: Component, devices: &[Device]) -> std::result::Result<String, String> {
+    let io = Store::open(&folder.join(format!("{}.safetensors", component.name()))).map_err(|e| e.to_string())?;
+    let recorded = record(model, component, &io).map_err(|e| e.to_string())?;
+    let modules = shared_modules(&recorded.tape, &io).len();
+    if modules == 0 && io.names().any(|name| name.starts_with("tap/")) {
+        return Err("no module of the golden's is one of ours: a difference could not be located".to_string());
+    }
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let mut line = format!("| {name} | {architecture} | {} | {} | {modules} |", component.name(), model.parameters());
+    for device in devices {
+        let mut session = run(device, &recorded, &[]).map_err(|e| e.to_string())?;
+        let difference = outputs_differ(&recorded, session.as_mut(), &io);
+        drop(session);
+        match difference {
+            Ok(error) if error <= ALLOWED => line += &format!(" {error:.1e} |"),
+            other => {
+                let what = other.map_or_else(|e| e, |error| format!("outputs differ by {error:.1e}"));
+                let module = first_difference(device, &recorded, &io).map_err(|e| e.to_string())?;
+                return Err(format!("{} on {}: {what}; {}", component.name(), device.backend(), module.unwrap_or("no sampled module differs".to_string())));
+            }
+        }
+    }
+    Ok(line)
+}
+
+/// Every row of one folder, or what is wrong.
+fn rows(folder: &Path, devices: &[Device]) -> std::result::Result<Vec<String>, String> {
+    let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
+    let found = recognise(&write_checkpoint(folder, dir.path())).map_err(|e| e.to_string())?;
+    let model = found.load().map_err(|e| e.to_string())?;
+    let told = Component::ALL.into_iter().filter(|component| folder.join(format!("{}.safetensors", component.name())).is_file());
+    told.map(|component| {
+        if !model.components().contains(&component) {
+            return Err(format!("{} has no {}", found.name(), component.name()));
+        }
+        row(folder, model.as_ref(), &found.name(), component, devices)
+    })
+    .collect()
+}
+
+fn devices() -> Vec<Device> {
+    if adapters().is_empty() {
+        assert!(std::env::var("NAEVUS_REQUIRE_GPU").is_err(), "no adapter, and NAEVUS_REQUIRE_GPU is set");
+        println!("skipped on a GPU: no adapter");
+        return vec![Device::Cpu];
+    }
+    vec![Device::Cpu, Device::open("0").unwrap()]
+}
+
+#[test]
+fn every_architecture_is_pytorchs() {
+    let only = std::env::var("NAEVUS_ONLY").unwrap_or_default();
+    let mut folders: Vec<PathBuf> = std::fs::read_dir(goldens()).unwrap().flatten().map(|entry| entry.path()).collect();
+    folders.retain(|path| path.join("weights.json").is_file() && path.to_string_lossy().contains(&only));
+    folders.sort();
+    assert!(!folders.is_empty(), "no golden's name holds {only:?}");
+    let devices = devices();
+    println!("| golden | architecture | component | parameters | modules | {} |", devices.iter().map(|d| d.describe()).collect::<Vec<_>>().join(" | "));
+    let mut failures = Vec::new();
+    for folder in &folders {
+        match rows(folder, &devices) {
+            Ok(lines) if lines.is_empty() => failures.push(format!("{}: no component's file", folder.display())),
+            Ok(lines) => lines.iter().for_each(|line| println!("{line}")),
+            Err(what) => failures.push(format!("{}: {what}", folder.file_name().unwrap().to_string_lossy())),
+        }
+    }
+    assert!(failures.is_empty(), "{} of {} differ:\n{}", failures.len(), folders.len(), failures.join("\n"));
+}
+
+/// The recipe in both languages: the first values of a tensor, from recipe.py.
+#[test]
+fn recipes_are_the_same_in_both_languages() {
+    assert_eq!(values("conv1.weight", 4, 0.5, 1.0), RECIPE);
+}
+
+/// `[float(v) for v in recipe.values("conv1.weight", (4,), 0.5, 1.0)]`
+const RECIPE: [f32; 4] = [1.045_074_9, 1.245_161_8, 0.522_921_7, 1.236_197_7];
