@@ -12,7 +12,7 @@ use crate::models::preprocess::{IMAGENET_MEAN, IMAGENET_STD, Preprocess};
 use crate::nn::{Conv2d, Linear};
 use crate::ops::activation::Function;
 use crate::ops::pool2d::Pool2d;
-use crate::plan::{Layout, Tape, Tensor, Weight};
+use crate::plan::{Tape, Tensor, Weight};
 use crate::weights::{Config, Scope};
 
 const EPS: f64 = 1e-3;

@@ -9,13 +9,13 @@ use crate::weights::{Config, Store};
 
 /// Every architecture. The first row that knows a checkpoint has it.
 pub static ARCHITECTURES: &[&Architecture] = &[
+    &unet_2d::ARCHITECTURE,
+    &taesd::ARCHITECTURE,
+    &resnet::ARCHITECTURE,
     &densenet::ARCHITECTURE,
     &efficientnet::ARCHITECTURE,
     &inception::ARCHITECTURE,
-    &resnet::ARCHITECTURE,
     &squeezenet::ARCHITECTURE,
-    &taesd::ARCHITECTURE,
-    &unet_2d::ARCHITECTURE,
 ];
 
 /// What was found at a path.
