@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use naevus::base::array::relative_rms;
 use naevus::base::{Array, DType, Result};
 use naevus::exec::cpu::CpuSession;
-use naevus::models::{ClassInput, Found, InpaintIndex, InpaintModel, ResNet, Taesd, UNet2DModel, recognise};
+use naevus::models::{ClassInput, Component, Found, InpaintIndex, InpaintModel, Inputs, Model, Taesd, UNet2DModel, recognise};
 use naevus::plan::{Options, Plan, Session, Tape, Tensor};
 use naevus::weights::{Store, read_all, write};
 
@@ -177,21 +177,26 @@ fn taesds_follow_pytorch_module_by_module() {
 #[test]
 fn resnets_follow_torchvision_module_by_module() {
     for name in RESNETS {
-        let model = ResNet::load(&golden(name)).unwrap();
+        let model = classifier(&golden(name));
         let io = Io::open(&golden(name).join("io.safetensors"));
-        let mut bench = Bench::default();
-        let pixels = bench.input("pixels", &io.array("in/pixel_values"));
-        let features = model.features(&mut bench.tape, pixels).unwrap();
-        let logits = model.logits(&mut bench.tape, features).unwrap();
-        bench.tape.output("features", features);
-        bench.tape.tap("fc", logits);
-        assert_eq!(io.array("out/features").dims(), [2, model.num_features]);
-        assert_parity(name, bench, features, &io, "tap/", "out/features");
-        let mut bench = Bench::default();
-        let features = bench.input("features", &io.array("out/features"));
-        let logits = model.logits(&mut bench.tape, features).unwrap();
-        assert_parity(name, bench, logits, &io, "no taps/", "out/logits");
+        for result in ["features", "logits"] {
+            let (bench, y) = classified(model.as_ref(), &io.array("in/pixel_values"), result);
+            assert_parity(name, bench, y, &io, if result == "features" { "tap/" } else { "no taps/" }, &format!("out/{result}"));
+        }
     }
+}
+
+fn classifier(path: &Path) -> Box<dyn Model> {
+    recognise(path).unwrap().load().unwrap()
+}
+
+/// A forward of `pixels` with one of its results.
+fn classified(model: &dyn Model, pixels: &Array, result: &str) -> (Bench, Tensor) {
+    let mut bench = Bench::default();
+    let x = bench.input("pixel_values", pixels);
+    let outputs = model.record(&mut bench.tape, Component::Classifier, &Inputs::new([("pixel_values".to_string(), x)])).unwrap();
+    let y = outputs.iter().find(|output| output.name == result).unwrap().tensor;
+    (bench, y)
 }
 
 /// The first prediction of a trajectory: unet_input in its order, at the first timestep, for class and null class.
@@ -253,18 +258,13 @@ fn the_reference_inpainting_model_predicts_what_diffusers_does() {
 #[test]
 fn the_reference_classifier_gives_pytorchs_features_and_logits() {
     let Some(reference) = reference() else { return };
-    let model = ResNet::load(&reference.join("resnet18-ham128")).unwrap();
+    let model = classifier(&reference.join("resnet18-ham128"));
     let io = Io::open(&reference.join("golden/resnet18.safetensors"));
     for result in ["features", "logits"] {
-        let mut bench = Bench::default();
-        let pixels = bench.input("pixels", &io.array("pixel_values"));
-        let mut y = model.features(&mut bench.tape, pixels).unwrap();
-        if result == "logits" {
-            y = model.logits(&mut bench.tape, y).unwrap();
-        }
+        let (bench, y) = classified(model.as_ref(), &io.array("pixel_values"), result);
         assert_parity("resnet18-ham128", bench, y, &io, "no taps/", result);
     }
-    assert_eq!((model.parameters, model.num_features, model.config.num_classes), (11_180_103, 512, 7));
+    assert_eq!((model.parameters(), model.class_names().unwrap().len()), (11_180_103, 7));
 }
 
 #[test]
@@ -278,7 +278,7 @@ fn parameters_are_those_of_the_files() {
     }
     for name in RESNETS {
         let is_parameter = |n: &str| !n.contains("running_") && !n.contains("num_batches_tracked");
-        assert_eq!(ResNet::load(&golden(name)).unwrap().parameters, numel(&golden(name), &is_parameter), "{name}");
+        assert_eq!(classifier(&golden(name)).parameters(), numel(&golden(name), &is_parameter), "{name}");
     }
     for name in TAESDS {
         let parts = ["encoder", "decoder"].map(|part| numel(&golden(name).join(format!("{part}.safetensors")), &|_| true));
@@ -326,8 +326,8 @@ fn inputs_that_do_not_fit_are_errors_with_expected_shapes() {
     let image = t.input("image", &[1, 12, 16, 3], DType::F32);
     assert!(taesd.encode(&mut t, image).unwrap_err().fact().contains("multiples of 8"));
     assert!(taesd.decode(&mut t, image).unwrap_err().fact().contains("expected [N, 4, H, W]"));
-    let resnet = ResNet::load(&golden("resnet18")).unwrap();
-    assert!(resnet.features(&mut t, sample).unwrap_err().fact().contains("expected [N, 3, H, W]"));
+    let resnet = classifier(&golden("resnet18"));
+    assert!(resnet.record(&mut t, Component::Classifier, &Inputs::new([("pixel_values".to_string(), sample)])).unwrap_err().fact().contains("expected [N, 3, H, W]"));
 }
 
 #[test]

@@ -11,12 +11,12 @@ use crate::driver::features::{self, Classifier, Features};
 use crate::driver::transform::Transform;
 use crate::driver::{files, select};
 use crate::exec::Device;
-use crate::models::resnet::ResNet;
+use crate::models::{Component, Inputs, Model, recognise};
 use crate::plan::{Options, Tape};
 
 #[derive(clap::Args)]
 pub(crate) struct FeaturesArgs {
-    /// A timm-style folder: config.json and model.safetensors
+    /// A classifier: a timm-style folder (config.json and weights) or a file of weights
     #[arg(long, value_name = "PATH")]
     classifier: PathBuf,
     /// A folder of images (folders below it are searched too) or a manifest.jsonl
@@ -53,17 +53,20 @@ pub(crate) fn run(common: &Common, args: &FeaturesArgs) -> Result<Outcome> {
 
 /// A loaded classifier with its pre-processing.
 pub(crate) struct Network {
-    model: ResNet,
+    model: Box<dyn Model>,
     transform: Transform,
     classifier: Classifier,
 }
 
 impl Network {
     pub(crate) fn load(folder: &Path) -> Result<Network> {
-        let model = ResNet::load(folder)?;
-        let classifier =
-            Classifier { path: folder.display().to_string(), sha256: files::sha256_of(folder)?, classes: model.config.label_names.clone().unwrap_or_default() };
-        Ok(Network { transform: Transform::of(&model.config.preprocess)?, model, classifier })
+        let model = recognise(folder)?.load()?;
+        let absent = || Error::new(Kind::Usage, folder.display().to_string(), "is no classifier, expected one");
+        let preprocess = model.preprocess().filter(|_| model.components().contains(&Component::Classifier)).ok_or_else(absent)?;
+        let transform = Transform::of(preprocess)?;
+        let classes = model.class_names().map(<[String]>::to_vec).unwrap_or_default();
+        let classifier = Classifier { path: folder.display().to_string(), sha256: files::sha256_of(folder)?, classes };
+        Ok(Network { transform, model, classifier })
     }
 
     pub(crate) fn classifier(&self) -> &Classifier {
@@ -84,10 +87,11 @@ impl Network {
         let [h, w] = self.transform.size;
         let mut t = Tape::new();
         let x = t.input("pixel_values", &[batch, h, w, 3], DType::F32);
-        let features = self.model.features(&mut t, x)?;
-        let logits = self.model.logits(&mut t, features)?;
-        t.output("features", features);
-        t.output("logits", logits);
+        let outputs = self.model.record(&mut t, Component::Classifier, &Inputs::new([("pixel_values".to_string(), x)]))?;
+        for name in ["features", "logits"] {
+            let absent = || Error::new(Kind::Usage, self.classifier.path.clone(), format!("gives no {name}: the checkpoint has no classifier (num_classes 0)"));
+            t.output(name, outputs.iter().find(|output| output.name == name).ok_or_else(absent)?.tensor);
+        }
         Ok(t)
     }
 }

@@ -14,7 +14,7 @@ use crate::ood::Method;
 
 #[derive(clap::Args)]
 pub(crate) struct SelectArgs {
-    /// A timm-style folder: config.json and model.safetensors
+    /// A classifier: a timm-style folder (config.json and weights) or a file of weights
     #[arg(long, value_name = "PATH")]
     classifier: PathBuf,
     #[command(flatten)]

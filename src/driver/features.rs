@@ -213,29 +213,27 @@ mod tests {
     use crate::base::DType;
     use crate::base::array::relative_rms;
     use crate::exec::Device;
-    use crate::models::resnet::ResNet;
+    use crate::models::{Component, Inputs, Model, recognise};
     use crate::plan::{Options, Tape};
     use std::cell::RefCell;
 
-    fn prepared(model: &ResNet, batch: usize) -> Result<Box<dyn Session>> {
-        let [h, w] = model.config.preprocess.input_size;
+    fn prepared(model: &dyn Model, batch: usize) -> Result<Box<dyn Session>> {
+        let [h, w] = model.preprocess().unwrap().input_size;
         let mut t = Tape::new();
         let x = t.input("pixel_values", &[batch, h, w, 3], DType::F32);
-        let features = model.features(&mut t, x)?;
-        let logits = model.logits(&mut t, features)?;
-        t.output("features", features);
-        t.output("logits", logits);
+        let outputs = model.record(&mut t, Component::Classifier, &Inputs::new([("pixel_values".to_string(), x)]))?;
+        outputs.iter().for_each(|output| t.output(&output.name, output.tensor));
         Device::Cpu.prepare(t, &Options::default())
     }
 
-    fn tiny() -> (ResNet, Transform) {
-        let model = ResNet::load(Path::new("tests/golden/models/resnet18")).unwrap();
-        let transform = Transform::of(&model.config.preprocess).unwrap();
+    fn tiny() -> (Box<dyn Model>, Transform) {
+        let model = recognise(Path::new("tests/golden/models/resnet18")).unwrap().load().unwrap();
+        let transform = Transform::of(model.preprocess().unwrap()).unwrap();
         (model, transform)
     }
 
-    fn classifier(model: &ResNet) -> Classifier {
-        Classifier { path: "c".into(), sha256: "00".into(), classes: model.config.label_names.clone().unwrap_or_default() }
+    fn classifier(model: &dyn Model) -> Classifier {
+        Classifier { path: "c".into(), sha256: "00".into(), classes: model.class_names().unwrap_or_default().to_vec() }
     }
 
     /// Five images of which the second is broken.
@@ -258,9 +256,9 @@ mod tests {
         let images = images(dir.path());
         let seen = RefCell::new(Vec::new());
         let run = |batch: usize| {
-            let mut prepare = |n: usize| prepared(&model, n);
+            let mut prepare = |n: usize| prepared(model.as_ref(), n);
             let progress = |done: usize, all: usize| seen.borrow_mut().push((done, all));
-            extract(&images, &transform, batch, classifier(&model), &mut prepare, &progress, &AtomicBool::new(false)).unwrap()
+            extract(&images, &transform, batch, classifier(model.as_ref()), &mut prepare, &progress, &AtomicBool::new(false)).unwrap()
         };
         let two = run(2);
         assert_eq!(*seen.borrow(), [(2, 5), (4, 5), (5, 5)]);
@@ -284,8 +282,8 @@ mod tests {
         let (model, transform) = tiny();
         let images = images(dir.path());
         let run = |images: &[(String, PathBuf)], batch: usize, cancelled: bool, classes: usize| {
-            let mut prepare = |n: usize| prepared(&model, n);
-            let classifier = Classifier { classes: vec!["x".into(); classes], ..classifier(&model) };
+            let mut prepare = |n: usize| prepared(model.as_ref(), n);
+            let classifier = Classifier { classes: vec!["x".into(); classes], ..classifier(model.as_ref()) };
             extract(images, &transform, batch, classifier, &mut prepare, &|_, _| (), &AtomicBool::new(cancelled)).map_err(|e| (e.kind(), e.to_string()))
         };
         assert_eq!(run(&[], 2, false, 7).unwrap_err().0, Kind::Usage);
@@ -296,7 +294,7 @@ mod tests {
         let twice = [images[0].clone(), images[0].clone()];
         assert!(run(&twice, 2, false, 0).unwrap_err().1.contains("id `id0` stands there twice"));
         let mut refuse = |_: usize| Err(Error::new(Kind::Device, "gpu", "lost"));
-        let lost = extract(&images, &transform, 2, classifier(&model), &mut refuse, &|_, _| (), &AtomicBool::new(false));
+        let lost = extract(&images, &transform, 2, classifier(model.as_ref()), &mut refuse, &|_, _| (), &AtomicBool::new(false));
         assert_eq!(lost.unwrap_err().kind(), Kind::Device);
     }
 
@@ -334,13 +332,13 @@ mod tests {
             println!("skipped: ../shared absent");
             return;
         }
-        let model = ResNet::load(&shared.join("reference/resnet18-ham128")).unwrap();
-        let transform = Transform::of(&model.config.preprocess).unwrap();
+        let model = recognise(&shared.join("reference/resnet18-ham128")).unwrap().load().unwrap();
+        let transform = Transform::of(model.preprocess().unwrap()).unwrap();
         let golden = Store::open(&shared.join("reference/golden/resnet18.safetensors")).unwrap();
         let ids = golden.metadata()["ids"].split(',');
         let images: Vec<(String, PathBuf)> = ids.map(|id| (id.to_string(), shared.join(format!("data/ham10000/images/{id}.jpg")))).collect();
-        let mut prepare = |n: usize| prepared(&model, n);
-        let got = extract(&images, &transform, 3, classifier(&model), &mut prepare, &|_, _| (), &AtomicBool::new(false)).unwrap();
+        let mut prepare = |n: usize| prepared(model.as_ref(), n);
+        let got = extract(&images, &transform, 3, classifier(model.as_ref()), &mut prepare, &|_, _| (), &AtomicBool::new(false)).unwrap();
         for (name, values) in [("features", &got.features), ("logits", &got.logits)] {
             let error = relative_rms(&values.data, &golden.array(name).unwrap().data);
             println!("{name}: relative rms {error:.5}");

@@ -1,6 +1,14 @@
-//! How a classifier's pixels are prepared: the `pretrained_cfg` of a timm configuration.
+//! How an image becomes a classifier's input: what a `pretrained_cfg` says, as plain numbers and names.
+//! `driver::transform` carries it out.
 
-/// Resize, crop and normalisation of an evaluation transform.
+use crate::base::Result;
+use crate::weights::Config;
+
+/// Mean and standard deviation of ImageNet's pixels in [0, 1], per channel.
+pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+pub const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
+
+/// How pixels are prepared.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Preprocess {
     /// Rows, columns.
@@ -14,4 +22,45 @@ pub struct Preprocess {
     /// Per channel, of pixels in [0, 1]: (x - mean) / std.
     pub mean: [f32; 3],
     pub std: [f32; 3],
+    /// The checkpoint says nothing of it: these are the values that its family was published with.
+    pub assumed: bool,
+}
+
+impl Preprocess {
+    /// What torchvision's ImageNet weights were evaluated with: the shorter side to `size` / 0.875, the centre, bilinear.
+    pub fn assumed(size: usize) -> Preprocess {
+        Preprocess {
+            input_size: [size, size],
+            interpolation: "bilinear".to_string(),
+            crop_pct: 0.875,
+            crop_mode: "center".to_string(),
+            mean: IMAGENET_MEAN,
+            std: IMAGENET_STD,
+            assumed: true,
+        }
+    }
+
+    /// Pixels in [-1, 1], as Inception's weights want them.
+    pub fn symmetric(self) -> Preprocess {
+        Preprocess { mean: [0.5; 3], std: [0.5; 3], ..self }
+    }
+
+    /// Reads the fields of a `pretrained_cfg`; absent ones take timm's defaults (bicubic, 0.875, ImageNet's mean and std).
+    pub fn read(c: &Config) -> Result<Preprocess> {
+        let size = c.integers("input_size", Some(&[3, 224, 224]), 1..=65_536, 3)?;
+        let &[3, height, width] = size.as_slice() else {
+            return Err(c.error("input_size", format!("{size:?}, expected [3, height, width]")));
+        };
+        let names = |names: &[&'static str]| names.iter().map(|n| (*n, *n)).collect::<Vec<_>>();
+        let filters = names(&["bicubic", "bilinear", "nearest", "lanczos"]);
+        Ok(Preprocess {
+            input_size: [height, width],
+            interpolation: c.choice("interpolation", Some("bicubic"), &filters)?.to_string(),
+            crop_pct: c.number("crop_pct", 0.875, 0.01..=1.0)?,
+            crop_mode: c.choice("crop_mode", Some("center"), &names(&["center", "squash", "border"]))?.to_string(),
+            mean: c.numbers("mean", Some(IMAGENET_MEAN.map(f64::from)), -1e3..=1e3)?.map(|v| v as f32),
+            std: c.numbers("std", Some(IMAGENET_STD.map(f64::from)), 1e-6..=1e6)?.map(|v| v as f32),
+            assumed: !["input_size", "mean", "std", "interpolation"].iter().any(|field| c.has(field)),
+        })
+    }
 }

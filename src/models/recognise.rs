@@ -4,11 +4,20 @@ use std::path::{Path, PathBuf};
 
 use crate::base::{Error, Kind, Result};
 use crate::models::model::{Architecture, Checkpoint, Model};
-use crate::models::{resnet, taesd, unet_2d};
+use crate::models::{densenet, efficientnet, inception, resnet, squeezenet, taesd, unet_2d, vit};
 use crate::weights::{Config, Store};
 
 /// Every architecture. The first row that knows a checkpoint has it.
-pub static ARCHITECTURES: &[&Architecture] = &[&unet_2d::ARCHITECTURE, &taesd::ARCHITECTURE, &resnet::ARCHITECTURE];
+pub static ARCHITECTURES: &[&Architecture] = &[
+    &unet_2d::ARCHITECTURE,
+    &taesd::ARCHITECTURE,
+    &resnet::ARCHITECTURE,
+    &densenet::ARCHITECTURE,
+    &efficientnet::ARCHITECTURE,
+    &inception::ARCHITECTURE,
+    &squeezenet::ARCHITECTURE,
+    &vit::ARCHITECTURE,
+];
 
 /// What was found at a path.
 pub enum Found {

@@ -1,156 +1,118 @@
-//! ResNet classifiers with torchvision's names, in a folder as timm writes it.
-//! Source: He et al., "Deep Residual Learning for Image Recognition" (2016); `torchvision/models/resnet.py` (stride in the
-//! 3x3 convolution of a bottleneck). Batch norms are folded into the convolutions before them.
-
-use std::path::Path;
+//! ResNet classifiers with torchvision's and timm's names, and akamaster's small ones for CIFAR-10.
+//! Sources: He et al., "Deep Residual Learning for Image Recognition" (2016); Xie et al., "Aggregated Residual
+//! Transformations" (2017, groups); Zagoruyko and Komodakis, "Wide Residual Networks" (2016); He et al., "Bag of Tricks"
+//! (2019, the stem of three convolutions and the averaging shortcut); Hu et al. (2018, squeeze and excitation).
+//! `torchvision/models/resnet.py`, `timm/models/resnet.py` (stride in the 3x3 convolution of a bottleneck);
+//! `akamaster/pytorch_resnet_cifar10/resnet.py`. Batch norms are folded into the convolutions before them.
+//!
+//! Names and shapes tell almost all of it: depths, widths, groups, which stem, which shortcut, whether channels are
+//! weighed. What they cannot tell (pooling for anti-aliasing, another activation) belongs to architectures that are not
+//! in the table and are refused by name.
 
 use serde_json::{Value, json};
 
-use crate::base::{Error, Kind, Result};
-use crate::models::model::{Architecture, Checkpoint, Component, Inputs, Model, Output, Port, timm_architecture};
+use crate::base::Result;
+use crate::models::classifier::{self, Classifier, Loaded, Network, Prediction, count, last_layer, predict, read_config};
+use crate::models::model::{Architecture, timm_architecture};
 use crate::models::preprocess::Preprocess;
-use crate::nn::{Conv2d, Linear};
+use crate::nn::{BATCH_NORM_EPS, Conv2d, Linear, SqueezeExcite};
 use crate::ops::activation::Function;
-use crate::ops::conv2d::Conv2d as Geometry;
-use crate::ops::pool2d::{Pool2d, PoolMode};
+use crate::ops::pool2d::Pool2d;
 use crate::plan::{Tape, Tensor};
-use crate::weights::{Config, Scope};
+use crate::weights::{Config, Scope, Store};
 
-/// Architecture, whether its blocks are bottlenecks, blocks per stage. The first name of a row is torchvision's and timm's.
-type Row = (&'static str, (bool, [usize; 4]));
-const ARCHITECTURES: [Row; 6] = [
-    ("resnet18", (false, [2, 2, 2, 2])),
-    ("resnet26", (true, [2, 2, 2, 2])),
-    ("resnet34", (false, [3, 4, 6, 3])),
-    ("resnet50", (true, [3, 4, 6, 3])),
-    ("resnet101", (true, [3, 4, 23, 3])),
-    ("resnet152", (true, [3, 8, 36, 3])),
-];
+/// The depth that a name says, and what may follow it.
+const DEPTHS: [&str; 11] = ["10", "14", "18", "26", "34", "50", "101", "152", "200", "269", "270"];
+/// Plain; three convolutions as stem (c, s); those and the averaging shortcut (d, t).
+const STEMS: [&str; 5] = ["", "c", "d", "s", "t"];
+/// Groups and their width, of ResNeXt.
+const CARDINALITIES: [&str; 6] = ["32x4d", "32x8d", "32x16d", "32x32d", "32x48d", "64x4d"];
 
-/// What a published `pretrained_cfg` says about its origin and its tests: of no consequence for a forward pass.
-const OF_ORIGIN: [&str; 22] = [
-    "tag",
-    "url",
-    "file",
-    "hf_hub_id",
-    "hf_hub_filename",
-    "source",
-    "architecture",
-    "custom_load",
-    "license",
-    "description",
-    "origin_url",
-    "paper_name",
-    "paper_ids",
-    "notes",
-    "test_input_size",
-    "test_crop_pct",
-    "test_pool_size",
-    "min_input_size",
-    "fixed_input_size",
-    "pool_size",
-    "label_names",
-    "label_descriptions",
-];
+/// akamaster's names.
+const CIFAR: [&str; 6] = ["resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet1202"];
 
-#[derive(Clone, Debug, PartialEq)]
-pub struct ResNetConfig {
-    pub architecture: String,
-    pub num_classes: usize,
-    pub num_features: Option<usize>,
-    /// Names of the classes in the order of the logits.
-    pub label_names: Option<Vec<String>>,
-    pub preprocess: Preprocess,
-    bottleneck: bool,
-    stages: [usize; 4],
+/// Whether `architecture` is a plain, ResNeXt, wide or squeeze-and-excitation ResNet with batch norms and ReLU.
+pub fn is_architecture(architecture: &str) -> bool {
+    let with_stem = |rest: &str| DEPTHS.iter().filter_map(|depth| rest.strip_prefix(depth)).any(|stem| STEMS.contains(&stem));
+    let is_next = |rest: &str| rest.rsplit_once('_').is_some_and(|(head, groups)| with_stem(head) && CARDINALITIES.contains(&groups));
+    let plain = |name: &str| name.strip_prefix("resnet").is_some_and(with_stem) || name.strip_prefix("resnext").is_some_and(is_next);
+    let is_rs = architecture.strip_prefix("resnetrs").is_some_and(|depth| depth.parse::<u16>().is_ok());
+    let is_wide = ["wide_resnet50_2", "wide_resnet101_2"].contains(&architecture);
+    plain(architecture) || plain(architecture.strip_prefix("se").unwrap_or("")) || is_wide || is_rs || CIFAR.contains(&architecture)
 }
 
-impl ResNetConfig {
-    pub fn read(path: &Path) -> Result<ResNetConfig> {
-        Self::from_config(&Config::read(path)?)
-    }
-
-    pub fn from_config(c: &Config) -> Result<ResNetConfig> {
-        // A tag, `resnet50.a1_in1k`, says how the weights were trained.
-        let name = timm_architecture(c).unwrap_or_default();
-        let row = ARCHITECTURES.iter().find(|row| row.0 == name).map(|row| row.1);
-        let (bottleneck, stages) = row.map_or_else(|| c.choice("architecture", None, &ARCHITECTURES), Ok)?;
-        let pretrained = c.object("pretrained_cfg")?.ok_or_else(|| c.error("pretrained_cfg", "absent, expected an object with mean, std and input_size"))?;
-        let num_classes = c.integer("num_classes", None, 0..=1_000_000)?;
-        let told = pretrained.integer("num_classes", num_classes, 0..=1_000_000)?;
-        if told != num_classes {
-            return Err(pretrained.error("num_classes", format!("{told}, expected {num_classes} as the file says further out")));
-        }
-        let label_names = c.texts("label_names", 1_000_000)?;
-        if let Some(names) = &label_names
-            && names.len() != num_classes
-        {
-            return Err(c.error("label_names", format!("{} names, expected {num_classes} as num_classes says", names.len())));
-        }
-        if let Some(arguments) = c.object("model_args")? {
-            arguments.integer("num_classes", num_classes, num_classes..=num_classes)?;
-            arguments.integer("in_chans", 3, 3..=3)?;
-            arguments.choice("global_pool", Some(()), &[("avg", ())])?;
-            arguments.finish()?;
-        }
-        c.choice("global_pool", Some(()), &[("avg", ())])?;
-        c.ignore(&["label_descriptions"]);
-        let config = ResNetConfig {
-            architecture: c.text("architecture", None)?,
-            num_classes,
-            num_features: c.nullable_integer("num_features", None, 1..=65_536)?,
-            label_names,
-            preprocess: preprocess(&pretrained)?,
-            bottleneck,
-            stages,
-        };
-        c.finish()?;
-        Ok(config)
-    }
+/// Whether the tensors are named as a ResNet's are.
+fn is_tensors(store: &Store) -> bool {
+    let has = |name: &str| store.shape(name).is_some();
+    let has_stem = (has("conv1.weight") || has("conv1.0.weight")) && has("bn1.running_mean");
+    has_stem && has("layer1.0.conv1.weight") && has("layer1.0.bn1.running_mean") && has("layer3.0.conv1.weight")
 }
 
-fn preprocess(c: &Config) -> Result<Preprocess> {
-    let size = c.integers("input_size", Some(&[3, 224, 224]), 1..=65_536, 3)?;
-    let &[3, height, width] = size.as_slice() else {
-        return Err(c.error("input_size", format!("{size:?}, expected [3, height, width]")));
-    };
-    c.require_or_absent("first_conv", "conv1")?;
-    c.require_or_absent("classifier", "fc")?;
-    c.ignore(&OF_ORIGIN);
-    let names = |names: &[&'static str]| names.iter().map(|n| (*n, *n)).collect::<Vec<_>>();
-    let preprocess = Preprocess {
-        input_size: [height, width],
-        interpolation: c.choice("interpolation", Some("bicubic"), &names(&["nearest", "bilinear", "bicubic", "lanczos"]))?.to_string(),
-        crop_pct: c.number("crop_pct", 0.875, 0.01..=1.0)?,
-        crop_mode: c.choice("crop_mode", Some("center"), &names(&["center", "squash", "border"]))?.to_string(),
-        mean: c.numbers("mean", Some([0.485, 0.456, 0.406]), -1e3..=1e3)?.map(|v| v as f32),
-        std: c.numbers("std", Some([0.229, 0.224, 0.225]), 1e-6..=1e6)?.map(|v| v as f32),
-    };
-    c.finish()?;
-    Ok(preprocess)
+/// Sizes that a config may repeat in `model_args`: the weights show them.
+const SHOWN_BY_THE_WEIGHTS: [&str; 8] = ["layers", "channels", "stem_width", "stem_type", "cardinality", "base_width", "avg_down", "block_reduce_first"];
+
+/// The shortcut of a block.
+enum Shortcut {
+    Identity,
+    /// `0`, `1`: a convolution and its norm, the stride in the convolution.
+    Convolution(Conv2d),
+    /// `1`, `2`: the mean over 2x2 where the stride is 2, then a 1x1 convolution and its norm.
+    Averaging(Conv2d, usize),
+    /// Every other pixel, and zeros for the new channels, half before and half behind: "option A" of the paper.
+    Padding { before: usize, after: usize },
 }
 
 /// `BasicBlock` (two convolutions) or `Bottleneck` (three).
 struct Block {
     name: String,
     convs: Vec<Conv2d>,
-    downsample: Option<Conv2d>,
+    squeeze_excite: Option<SqueezeExcite>,
+    shortcut: Shortcut,
 }
 
 impl Block {
-    fn load(scope: &Scope, bottleneck: bool, inputs: usize, planes: usize, stride: usize) -> Block {
-        let conv = |i: usize, inputs, outputs, kernel: usize, stride| {
-            let geometry = Geometry::padded(kernel / 2).strided(stride);
-            Conv2d::with_batch_norm(scope, &format!("conv{i}"), &format!("bn{i}"), inputs, outputs, kernel, geometry)
-        };
-        let outputs = if bottleneck { 4 * planes } else { planes };
-        let convs = if bottleneck {
-            vec![conv(1, inputs, planes, 1, 1), conv(2, planes, planes, 3, stride), conv(3, planes, outputs, 1, 1)]
+    fn load(scope: &Scope, inputs: usize, stride: usize, is_cifar: bool) -> (Block, usize) {
+        let is_bottleneck = scope.has("conv3.weight");
+        let mut width = inputs;
+        let mut convs = Vec::new();
+        for i in 1..=if is_bottleneck { 3 } else { 2 } {
+            let stride = if i == if is_bottleneck { 2 } else { 1 } { stride } else { 1 };
+            let conv = Conv2d::as_stored(&scope.child(&format!("conv{i}")), width, stride);
+            width = conv.outputs();
+            convs.push(conv.batch_normed(&scope.child(&format!("bn{i}")), BATCH_NORM_EPS));
+        }
+        let squeeze_excite = scope.has("se.fc1.weight").then(|| {
+            let names = ["fc1", "fc2"];
+            SqueezeExcite::load(&scope.child("se"), names, width, Function::Relu, Function::Sigmoid)
+        });
+        let shortcut = Self::shortcut(scope, inputs, width, stride, is_cifar);
+        (Block { name: scope.name().to_string(), convs, squeeze_excite, shortcut }, width)
+    }
+
+    fn shortcut(scope: &Scope, inputs: usize, outputs: usize, stride: usize, is_cifar: bool) -> Shortcut {
+        let down = scope.child("downsample");
+        let is_needed = stride != 1 || inputs != outputs;
+        let (shortcut, width) = if is_needed && is_cifar {
+            let added = outputs.saturating_sub(inputs);
+            if outputs != 2 * inputs {
+                scope.fault(&format!("{inputs} channels become {outputs}, expected twice as many without a shortcut's weights"));
+            }
+            (Shortcut::Padding { before: added / 2, after: added - added / 2 }, inputs + added)
+        } else if !is_needed {
+            (Shortcut::Identity, outputs)
+        } else if down.has("2.running_mean") {
+            let conv = Conv2d::as_stored(&down.child("1"), inputs, 1).batch_normed(&down.child("2"), BATCH_NORM_EPS);
+            let width = conv.outputs();
+            (Shortcut::Averaging(conv, stride), width)
         } else {
-            vec![conv(1, inputs, planes, 3, stride), conv(2, planes, planes, 3, 1)]
+            let conv = Conv2d::as_stored(&down.child("0"), inputs, stride).batch_normed(&down.child("1"), BATCH_NORM_EPS);
+            let width = conv.outputs();
+            (Shortcut::Convolution(conv), width)
         };
-        let downsample = || Conv2d::with_batch_norm(&scope.child("downsample"), "0", "1", inputs, outputs, 1, Geometry::default().strided(stride));
-        Block { name: scope.name().to_string(), convs, downsample: (stride != 1 || inputs != outputs).then(downsample) }
+        if width != outputs {
+            scope.fault(&format!("the shortcut gives {width} channels, expected {outputs}"));
+        }
+        shortcut
     }
 
     fn forward(&self, t: &mut Tape, x: Tensor) -> Result<Tensor> {
@@ -162,184 +124,188 @@ impl Block {
                 }
                 h = conv.forward(t, h)?;
             }
-            let x = match &self.downsample {
-                Some(conv) => t.scope("downsample", |t| conv.forward(t, x))?,
-                None => x,
-            };
+            if let Some(se) = &self.squeeze_excite {
+                h = se.forward(t, h)?;
+            }
+            let x = self.shortcut.forward(t, x)?;
             let y = t.add(h, x)?;
             t.activation(y, Function::Relu)
         })
     }
 }
 
-/// The model and its weights.
-pub struct ResNet {
-    pub config: ResNetConfig,
-    /// Numbers in all parameters.
-    pub parameters: u64,
-    /// Names in the file that a forward pass does not need: the batch norms' `num_batches_tracked`.
-    pub dropped: Vec<String>,
-    /// Width of the features: 512 or 2048 in the published models.
-    pub num_features: usize,
-    conv1: Conv2d,
+impl Shortcut {
+    fn forward(&self, t: &mut Tape, x: Tensor) -> Result<Tensor> {
+        match self {
+            Shortcut::Identity => Ok(x),
+            Shortcut::Convolution(conv) => t.scope("downsample", |t| conv.forward(t, x)),
+            Shortcut::Averaging(conv, stride) => t.scope("downsample", |t| {
+                let [_, h, w, _] = t.nhwc(x)?;
+                let x = if *stride == 1 { x } else { t.scope("0", |t| t.pool2d(x, &Pool2d::mean(2, *stride, 0).covering([h, w])))? };
+                conv.forward(t, x)
+            }),
+            Shortcut::Padding { before, after } => t.scope("shortcut", |t| {
+                // A maximum over one pixel takes every other one.
+                let x = t.pool2d(x, &Pool2d::max(1, 2, 0))?;
+                let zeros = |t: &mut Tape, width: usize| {
+                    let part = t.slice(x, 3, 0, width)?;
+                    t.affine(part, 0.0, 0.0)
+                };
+                let mut parts = vec![x];
+                if *before > 0 {
+                    parts.insert(0, zeros(t, *before)?);
+                }
+                if *after > 0 {
+                    parts.push(zeros(t, *after)?);
+                }
+                t.concat_axis(&parts, 3)
+            }),
+        }
+    }
+}
+
+/// The convolutions before the first stage.
+enum Stem {
+    /// `conv1`, `bn1`: 7x7 of stride 2, or CIFAR's 3x3 of stride 1.
+    One(Conv2d),
+    /// `conv1.0` and its norm `conv1.1`, `conv1.3` and `conv1.4`, `conv1.6` and `bn1`: 3x3 each, the first of stride 2.
+    Three([Conv2d; 3]),
+}
+
+/// What follows the stem.
+enum StemPool {
+    /// CIFAR: nothing.
+    None,
+    Max,
+    /// `maxpool.0`, `maxpool.1`: a 3x3 convolution of stride 2 instead.
+    Convolution(Conv2d),
+}
+
+struct ResNet {
+    stem: Stem,
+    stem_pool: StemPool,
     layers: Vec<Vec<Block>>,
     fc: Option<Linear>,
 }
 
 impl ResNet {
-    /// Loads `config.json` and `model.safetensors` of a folder.
-    pub fn load(folder: &Path) -> Result<ResNet> {
-        let config = ResNetConfig::read(&folder.join("config.json"))?;
-        Self::from_scope(&Scope::open(folder, "classifier")?, config)
+    fn load_stem(scope: &Scope, is_cifar: bool) -> (Stem, StemPool, usize) {
+        let normed = |conv: &str, norm: &str, inputs, stride| {
+            Conv2d::as_stored(&scope.child(conv), inputs, stride).batch_normed(&scope.child(norm), BATCH_NORM_EPS)
+        };
+        let stem = if scope.has("conv1.0.weight") {
+            let inner = scope.child("conv1");
+            let first = Conv2d::as_stored(&inner.child("0"), 3, 2).batch_normed(&inner.child("1"), BATCH_NORM_EPS);
+            let second = Conv2d::as_stored(&inner.child("3"), first.outputs(), 1).batch_normed(&inner.child("4"), BATCH_NORM_EPS);
+            let third = normed("conv1.6", "bn1", second.outputs(), 1);
+            Stem::Three([first, second, third])
+        } else {
+            Stem::One(normed("conv1", "bn1", 3, if is_cifar { 1 } else { 2 }))
+        };
+        let width = match &stem {
+            Stem::One(conv) | Stem::Three([.., conv]) => conv.outputs(),
+        };
+        let pool = if is_cifar {
+            StemPool::None
+        } else if scope.has("maxpool.0.weight") {
+            let inner = scope.child("maxpool");
+            StemPool::Convolution(Conv2d::as_stored(&inner.child("0"), width, 2).batch_normed(&inner.child("1"), BATCH_NORM_EPS))
+        } else {
+            StemPool::Max
+        };
+        (stem, pool, width)
     }
 
-    /// Loads the weights of `scope`, its root, and closes its account. The widths of the stages are those of the weights.
-    pub fn from_scope(scope: &Scope, config: ResNetConfig) -> Result<ResNet> {
-        let width = |name: &str, default: usize| scope.shape(name).and_then(|s| s.first()).copied().unwrap_or(default);
-        let stem = width("conv1.weight", 64);
-        let mut inputs = stem;
-        let conv1 = Conv2d::with_batch_norm(scope, "conv1", "bn1", 3, stem, 7, Geometry::padded(3).strided(2));
-        let mut layers = Vec::new();
-        for (stage, &count) in config.stages.iter().enumerate() {
-            let layer = scope.child(&format!("layer{}", stage + 1));
-            let planes = width(&format!("layer{}.0.conv1.weight", stage + 1), 64 << stage);
-            let mut blocks = Vec::new();
-            for i in 0..count {
-                let stride = if stage > 0 && i == 0 { 2 } else { 1 };
-                blocks.push(Block::load(&layer.child(&i.to_string()), config.bottleneck, inputs, planes, stride));
-                inputs = if config.bottleneck { 4 * planes } else { planes };
+    fn stem(&self, t: &mut Tape, x: Tensor) -> Result<Tensor> {
+        let h = match &self.stem {
+            Stem::One(conv) => conv.forward(t, x)?,
+            Stem::Three([first, second, third]) => {
+                let h = t.within("conv1", |t| {
+                    let h = first.forward(t, x)?;
+                    let h = t.activation(h, Function::Relu)?;
+                    let h = second.forward(t, h)?;
+                    t.activation(h, Function::Relu)
+                })?;
+                third.forward(t, h)?
             }
-            layers.push(blocks);
-        }
-        let fc = (config.num_classes > 0).then(|| Linear::load(&scope.child("fc"), inputs, config.num_classes));
-        let account = scope.finish()?;
-        if config.num_features.is_some_and(|told| told != inputs) {
-            let fact = format!("num_features is {:?} in config.json, expected {inputs} as the weights have", config.num_features.unwrap_or(0));
-            return Err(Error::new(Kind::Config, "classifier", fact).remark(scope.store().place()));
-        }
-        Ok(ResNet { config, parameters: account.parameters, dropped: account.dropped, num_features: inputs, conv1, layers, fc })
-    }
-
-    /// x: normalised pixels `[N, H, W, 3]`; result: the values before the classifier, `[N, num_features]`.
-    pub fn features(&self, t: &mut Tape, x: Tensor) -> Result<Tensor> {
-        let [n, h, w, c] = t.nhwc(x)?;
-        if c != 3 || n * h * w == 0 {
-            return Err(t.mismatch(format!("pixels are [{n}, {c}, {h}, {w}], expected [N, 3, H, W]")));
-        }
-        let h = self.conv1.forward(t, x)?;
+        };
         let h = t.activation(h, Function::Relu)?;
-        let pool = Pool2d { mode: PoolMode::Max, kernel: [3, 3], stride: [2, 2], padding: [1; 4], count_padding: false };
-        let mut h = t.scope("maxpool", |t| t.pool2d(h, &pool))?;
-        for (i, blocks) in self.layers.iter().enumerate() {
-            h = t.scope(&format!("layer{}", i + 1), |t| blocks.iter().try_fold(h, |h, block| block.forward(t, h)))?;
-        }
-        t.scope("avgpool", |t| t.global_average_pool(h))
-    }
-
-    /// features: `[N, num_features]`; result: `[N, num_classes]` before a softmax.
-    pub fn logits(&self, t: &mut Tape, features: Tensor) -> Result<Tensor> {
-        match &self.fc {
-            Some(fc) => fc.forward(t, features),
-            None => Err(Error::new(Kind::Usage, "classifier", "the checkpoint has no classifier (num_classes 0): it gives features, not logits")),
+        match &self.stem_pool {
+            StemPool::None => Ok(h),
+            StemPool::Max => t.scope("maxpool", |t| t.pool2d(h, &Pool2d::max(3, 2, 1))),
+            StemPool::Convolution(conv) => t.scope("maxpool", |t| {
+                let h = conv.forward(t, h)?;
+                t.activation(h, Function::Relu)
+            }),
         }
     }
 }
 
-impl Model for ResNet {
-    fn parameters(&self) -> u64 {
-        self.parameters
-    }
-
-    fn dropped(&self) -> &[String] {
-        &self.dropped
+impl Network for ResNet {
+    fn forward(&self, t: &mut Tape, x: Tensor) -> Result<Prediction> {
+        let mut h = self.stem(t, x)?;
+        for (i, blocks) in self.layers.iter().enumerate() {
+            h = t.scope(&format!("layer{}", i + 1), |t| blocks.iter().try_fold(h, |h, block| block.forward(t, h)))?;
+        }
+        let features = t.scope("avgpool", |t| t.global_average_pool(h))?;
+        predict(t, features, self.fc.as_ref())
     }
 
     fn facts(&self) -> Vec<(&'static str, Value)> {
-        let c = &self.config;
-        vec![
-            ("architecture", json!(c.architecture)),
-            ("num_features", json!(self.num_features)),
-            ("num_classes", json!(c.num_classes)),
-            ("label_names", json!(c.label_names)),
-            ("input_size", json!(c.preprocess.input_size)),
-        ]
+        let depths: Vec<usize> = self.layers.iter().map(Vec::len).collect();
+        vec![("blocks", json!(depths))]
     }
+}
 
-    fn components(&self) -> Vec<Component> {
-        vec![Component::Classifier]
-    }
-
-    fn ports(&self, _: Component, batch: usize) -> Vec<Port> {
-        let [h, w] = self.config.preprocess.input_size;
-        vec![Port::image("pixel_values", [batch, h, w, 3])]
-    }
-
-    fn record(&self, t: &mut Tape, _: Component, inputs: &Inputs) -> Result<Vec<Output>> {
-        let features = self.features(t, inputs.get("pixel_values")?)?;
-        let mut outputs = vec![Output::plain("features", features)];
-        if self.config.num_classes > 0 {
-            outputs.push(Output::plain("logits", self.logits(t, features)?));
+/// Loads the weights of `scope`, its root, and closes its account.
+pub fn load(config: Option<&Config>, scope: &Scope) -> Result<Classifier> {
+    let (timm, ()) = read_config(config, |arguments| {
+        arguments.ignore(&SHOWN_BY_THE_WEIGHTS);
+        Ok(())
+    })?;
+    // Three stages without a pool before them are the CIFAR form; its last layer is `linear`.
+    let is_cifar = !scope.has("layer4.0.conv1.weight") && scope.has("linear.weight");
+    let (stem, stem_pool, mut width) = ResNet::load_stem(scope, is_cifar);
+    let mut layers = Vec::new();
+    for stage in 1..=if is_cifar { 3 } else { 4 } {
+        let layer = scope.child(&format!("layer{stage}"));
+        let mut blocks = Vec::new();
+        // A stage has one block at least: a file without it is then told what is missing.
+        for i in 0..count(&layer, &["conv1.weight"]).max(1) {
+            let stride = if stage > 1 && i == 0 { 2 } else { 1 };
+            let (block, outputs) = Block::load(&layer.child(&i.to_string()), width, stride, is_cifar);
+            width = outputs;
+            blocks.push(block);
         }
-        Ok(outputs)
+        layers.push(blocks);
     }
-
-    fn preprocess(&self) -> Option<&Preprocess> {
-        Some(&self.config.preprocess)
-    }
-
-    fn class_names(&self) -> Option<&[String]> {
-        self.config.label_names.as_deref()
-    }
+    let (fc, num_classes) = last_layer(scope, if is_cifar { "linear" } else { "fc" }, width, timm.as_ref());
+    let size = if is_cifar { 32 } else { 224 };
+    let preprocess = Preprocess { crop_pct: if is_cifar { 1.0 } else { 0.875 }, ..Preprocess::assumed(size) };
+    let network = Box::new(ResNet { stem, stem_pool, layers, fc });
+    Classifier::new("ResNet", timm, scope, Loaded { network, num_features: width, feature_map: width, num_classes, preprocess })
 }
 
 pub static ARCHITECTURE: Architecture = Architecture {
     name: "ResNet classifier",
-    is_config: |config| timm_architecture(config).is_some_and(|name| ARCHITECTURES.iter().any(|row| row.0 == name)),
-    is_tensors: |_| false,
+    is_config: |config| timm_architecture(config).is_some_and(|name| is_architecture(&name)),
+    is_tensors: |store| is_tensors(store),
     is_path: |_| false,
-    load: |checkpoint: &Checkpoint| {
-        let config = ResNetConfig::from_config(checkpoint.config()?)?;
-        Ok(Box::new(ResNet::from_scope(&checkpoint.scope("classifier")?, config)?))
-    },
+    load: |checkpoint| classifier::load(checkpoint, load),
 };
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn parse(root: &str, pretrained: &str) -> Result<ResNetConfig> {
-        let text = format!("{{{root}, \"pretrained_cfg\": {{{pretrained}}}}}");
-        ResNetConfig::from_config(&Config::parse(&text, "config.json").unwrap())
-    }
-
     #[test]
-    fn a_published_config_is_read() {
-        let root = r#""architecture": "resnet18", "num_classes": 1000, "num_features": 512, "global_pool": "avg""#;
-        let pretrained = r#""tag": "a1_in1k", "custom_load": false, "input_size": [3, 224, 224], "test_input_size": [3, 288, 288],
-            "fixed_input_size": false, "interpolation": "bicubic", "crop_pct": 0.95, "test_crop_pct": 1.0, "crop_mode": "center",
-            "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "num_classes": 1000, "pool_size": [7, 7], "first_conv": "conv1",
-            "classifier": "fc", "license": "apache-2.0", "origin_url": "https://x", "paper_ids": "arXiv:2110.00476""#;
-        let c = parse(root, pretrained).unwrap();
-        assert_eq!((c.preprocess.input_size, c.preprocess.crop_pct, c.stages), ([224, 224], 0.95, [2, 2, 2, 2]));
-    }
-
-    #[test]
-    fn what_is_not_supported_is_named() {
-        let ok = r#""architecture": "resnet18", "num_classes": 2"#;
-        let rows = [
-            (r#""architecture": "resnet18d", "num_classes": 2"#, "", r#"config.json: architecture: "resnet18d", expected one of "resnet18""#),
-            (ok, r#""first_conv": "conv1.0""#, "config.json: pretrained_cfg: first_conv: \"conv1.0\", expected \"conv1\""),
-            (ok, r#""num_classes": 3"#, "config.json: pretrained_cfg: num_classes: 3, expected 2"),
-            (ok, r#""std": [0, 1, 1]"#, "config.json: pretrained_cfg: std: 0, expected a number from"),
-            (ok, r#""input_size": [1, 8, 8]"#, "config.json: pretrained_cfg: input_size: [1, 8, 8], expected [3, height, width]"),
-            (ok, r#""blur": 1"#, "config.json: pretrained_cfg: unknown or unsupported field `blur`"),
-            (r#""architecture": "resnet18", "num_classes": 2, "label_names": ["a"]"#, "", "config.json: label_names: 1 names, expected 2"),
-            (r#""architecture": "resnet18", "num_classes": 2, "global_pool": "catavgmax""#, "", "config.json: global_pool: \"catavgmax\", expected \"avg\""),
-            (r#""architecture": "resnet18", "num_classes": 2, "model_args": {"stem_type": "deep"}"#, "", "config.json: model_args: unknown"),
+    fn architectures_are_told_apart_by_name() {
+        let ours = [
+            "resnet18", "resnet50", "resnet152", "resnet50d", "resnet26t", "resnet101s", "resnext50_32x4d", "resnext101_64x4d", "resnext50d_32x4d",
+            "wide_resnet50_2", "seresnet50", "seresnext26d_32x4d", "seresnet152d", "resnetrs50", "resnet20",
         ];
-        for (root, pretrained, want) in rows {
-            let error = parse(root, pretrained).unwrap_err().to_string();
-            assert!(error.starts_with(want), "{error}");
-        }
+        let others = ["resnet50_gn", "resnetaa50", "resnetblur50", "resnetv2_50", "resnet33ts", "ecaresnet50d", "legacy_seresnet50", "resnest50d", "resnet50_clip", "se"];
+        assert!(ours.iter().all(|name| is_architecture(name)), "{ours:?}");
+        assert!(!others.iter().any(|name| is_architecture(name)), "{others:?}");
     }
 }

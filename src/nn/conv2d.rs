@@ -1,14 +1,13 @@
 //! Two-dimensional convolution: torch.nn.Conv2d, and the same with a batch norm behind it folded in.
 
-use crate::base::Result;
+use crate::base::{Array, Result};
+use crate::nn::batch_norm::{BATCH_NORM_EPS, read_affine};
+use crate::ops::activation::Function;
 use crate::ops::conv2d::Conv2d as Geometry;
 use crate::plan::{Layout, Tape, Tensor, Weight};
 use crate::weights::Scope;
 
-/// What torch.nn.BatchNorm2d adds to the variance unless told otherwise; torchvision and timm do not.
-const BATCH_NORM_EPS: f64 = 1e-5;
-
-/// Convolution with square kernels.
+/// Convolution.
 pub struct Conv2d {
     name: String,
     /// `[KH, KW, I/G, O]`.
@@ -18,6 +17,8 @@ pub struct Conv2d {
     pub geometry: Geometry,
     /// The batch norm whose result this convolution's is.
     batch_norm: Option<String>,
+    /// Padding follows the image: as many pixels as give ceil(size / stride), the odd one behind. TensorFlow's `SAME`.
+    same: bool,
 }
 
 impl Conv2d {
@@ -29,44 +30,100 @@ impl Conv2d {
 
     pub fn without_bias(scope: &Scope, inputs: usize, outputs: usize, kernel: usize, geometry: Geometry) -> Conv2d {
         let weight = scope.weight("weight", &[outputs, inputs / geometry.groups.max(1), kernel, kernel], Layout::ConvWeight);
-        Conv2d { name: scope.name().to_string(), weight, bias: None, geometry, batch_norm: None }
+        Conv2d { name: scope.name().to_string(), weight, bias: None, geometry, batch_norm: None, same: false }
     }
 
-    /// The convolution `conv` without a bias and the batch norm `norm` behind it, both in `scope`, as one convolution:
-    /// w' = w g, b' = bias - mean g with g = weight / sqrt(var + eps), in f64. Its result can be tapped as `norm`.
-    /// Source: Ioffe and Szegedy, "Batch Normalization" (2015), algorithm 2.
-    pub fn with_batch_norm(scope: &Scope, conv: &str, norm: &str, inputs: usize, outputs: usize, kernel: usize, geometry: Geometry) -> Conv2d {
-        let plain = Self::without_bias(&scope.child(conv), inputs, outputs, kernel, geometry);
-        let norm_scope = scope.child(norm);
-        norm_scope.dropping("num_batches_tracked");
-        let [gamma, beta] = ["weight", "bias"].map(|name| norm_scope.weight(name, &[outputs], Layout::Plain));
-        let [mean, var] = ["running_mean", "running_var"].map(|name| norm_scope.buffer(name, &[outputs], Layout::Plain));
-        if let Some(at) = var.array.data.iter().position(|&v| v < 0.0) {
-            norm_scope.fault(&format!("running_var is {} at channel {at}, expected 0 or more", var.array.data[at]));
+    /// The convolution as the file has it, weight `[O, I/groups, KH, KW]` and a bias if there is one: `inputs` channels
+    /// in inputs / (I/groups) groups, odd kernels padded by half of them.
+    pub fn as_stored(scope: &Scope, inputs: usize, stride: usize) -> Conv2d {
+        let shape = scope.shape("weight").unwrap_or(&[]).to_vec();
+        let (outputs, per_group, kernel) = match *shape.as_slice() {
+            [o, i, kh, kw] => (o, i, [kh, kw]),
+            _ => (inputs, inputs, [1, 1]),
+        };
+        // Nobody groups 1x1 convolutions in these families: there a mismatch is an error.
+        let fits = per_group > 0 && (per_group == inputs || kernel != [1, 1]) && inputs.is_multiple_of(per_group) && outputs.is_multiple_of(inputs / per_group) && inputs > 0;
+        if !fits {
+            scope.fault(&format!("weight is {shape:?}, expected one for {inputs} channels in equal groups"));
         }
-        let gain: Vec<f64> = gamma.array.data.iter().zip(&var.array.data).map(|(&g, &v)| f64::from(g) / (f64::from(v) + BATCH_NORM_EPS).sqrt()).collect();
-        let mut weight = (*plain.weight.array).clone();
+        let groups = if fits { inputs / per_group } else { 1 };
+        let [top, left] = kernel.map(|k| k / 2);
+        let geometry = Geometry { padding: [top, top, left, left], groups, ..Geometry::default().strided(stride) };
+        let weight = scope.weight("weight", &[outputs, per_group, kernel[0], kernel[1]], Layout::ConvWeight);
+        let bias = scope.has("bias").then(|| scope.weight("bias", &[outputs], Layout::Plain));
+        Conv2d { name: scope.name().to_string(), weight, bias, geometry, batch_norm: None, same: false }
+    }
+
+    /// The same without padding.
+    pub fn unpadded(self) -> Conv2d {
+        let geometry = Geometry { padding: [0; 4], ..self.geometry };
+        Conv2d { geometry, ..self }
+    }
+
+    /// The same with the padding that TensorFlow calls `SAME`.
+    pub fn same_padded(self) -> Conv2d {
+        Conv2d { same: true, ..self }
+    }
+
+    /// Output channels.
+    pub fn outputs(&self) -> usize {
+        self.weight.dims().last().copied().unwrap_or(0)
+    }
+
+    /// The convolution `conv` without a bias and the batch norm `norm` behind it, both in `scope`, as one convolution.
+    pub fn with_batch_norm(scope: &Scope, conv: &str, norm: &str, inputs: usize, outputs: usize, kernel: usize, geometry: Geometry) -> Conv2d {
+        Self::without_bias(&scope.child(conv), inputs, outputs, kernel, geometry).batch_normed(&scope.child(norm), BATCH_NORM_EPS)
+    }
+
+    /// This convolution and the batch norm behind it as one: w' = w g, b' = beta + (bias - mean) g with
+    /// g = weight / sqrt(var + eps), in f64. Its result can be tapped as the norm.
+    pub fn batch_normed(self, norm: &Scope, eps: f64) -> Conv2d {
+        let outputs = self.outputs();
+        let affine = read_affine(norm, outputs, eps);
+        let mut weight = (*self.weight.array).clone();
         // The output channel is the last axis. Parameters that could not be loaded have no values: nothing to do then.
         for row in weight.data.chunks_exact_mut(outputs.max(1)) {
-            row.iter_mut().zip(&gain).for_each(|(w, g)| *w = (f64::from(*w) * g) as f32);
+            row.iter_mut().zip(&affine.scale).for_each(|(w, g)| *w = (f64::from(*w) * g) as f32);
         }
-        let mut bias = (*beta.array).clone();
-        for ((b, &m), g) in bias.data.iter_mut().zip(&mean.array.data).zip(&gain) {
-            *b = (f64::from(*b) - f64::from(m) * g) as f32;
-        }
-        let (weight, bias) = (Weight::new(&plain.weight.name, weight), Weight::new(&beta.name, bias));
-        Conv2d { weight, bias: Some(bias), batch_norm: Some(norm.to_string()), ..plain }
+        let of_conv = |o: usize| self.bias.as_ref().and_then(|b| b.array.data.get(o)).map_or(0.0, |&b| f64::from(b));
+        let folded = |(o, (shift, scale)): (usize, (&f64, &f64))| (shift + of_conv(o) * scale) as f32;
+        let data = affine.shift.iter().zip(&affine.scale).enumerate().map(folded).collect();
+        let bias = Weight::new(&affine.bias.name, Array { shape: affine.bias.array.shape.clone(), data });
+        let weight = Weight::new(&self.weight.name, weight);
+        Conv2d { weight, bias: Some(bias), batch_norm: Some(norm.name().to_string()), ..self }
     }
 
     /// x: `[N, H, W, I]`; result `[N, OH, OW, O]`.
     pub fn forward(&self, t: &mut Tape, x: Tensor) -> Result<Tensor> {
+        self.activated(t, x, None)
+    }
+
+    /// act(conv(x)) as the result of the batch norm: timm's `BatchNormAct2d`.
+    pub fn activated(&self, t: &mut Tape, x: Tensor, act: Option<Function>) -> Result<Tensor> {
         let y = t.within(&self.name, |t| {
             let weight = t.weight(&self.weight);
             let bias = self.bias.as_ref().map(|bias| t.weight(bias));
-            t.conv2d(x, weight, bias, &self.geometry)
+            let geometry = if self.same { self.geometry_for(t, x)? } else { self.geometry };
+            t.conv2d(x, weight, bias, &geometry)
         })?;
+        let y = match act {
+            Some(act) => t.activation(y, act)?,
+            None => y,
+        };
         t.tap(self.batch_norm.as_ref().unwrap_or(&self.name), y);
         Ok(y)
+    }
+
+    /// The geometry with `SAME` padding for the size of `x`: max((ceil(size / stride) - 1) stride + window - size, 0) in all.
+    fn geometry_for(&self, t: &Tape, x: Tensor) -> Result<Geometry> {
+        let [_, h, w, _] = t.nhwc(x)?;
+        let [kh, kw] = [self.weight.dims()[0], self.weight.dims()[1]];
+        let total = |size: usize, kernel: usize, axis: usize| {
+            let (stride, window) = (self.geometry.stride[axis].max(1), kernel.saturating_sub(1) * self.geometry.dilation[axis] + 1);
+            ((size.div_ceil(stride).max(1) - 1) * stride + window).saturating_sub(size)
+        };
+        let [rows, columns] = [total(h, kh, 0), total(w, kw, 1)];
+        Ok(Geometry { padding: [rows / 2, rows - rows / 2, columns / 2, columns - columns / 2], ..self.geometry })
     }
 }
 
@@ -93,6 +150,26 @@ mod tests {
             let want = (w * x - mean) / (var + 1e-5f64).sqrt() * gamma + beta;
             let got = f64::from(conv.weight.array.data[o]) * x + f64::from(conv.bias.as_ref().unwrap().array.data[o]);
             assert!((got - want).abs() < 1e-6, "{got} {want}");
+        }
+    }
+
+    #[test]
+    fn same_padding_follows_the_image() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        let mut writer = Writer::new();
+        writer.f32("conv.weight", &[4, 1, 5, 3], vec![1.0; 60]).unwrap();
+        writer.write(&path).unwrap();
+        let scope = Scope::open(&path, "test").unwrap();
+        let conv = Conv2d::as_stored(&scope.child("conv"), 4, 2);
+        assert_eq!((conv.geometry.groups, conv.geometry.padding, conv.outputs()), (4, [2, 2, 1, 1], 4));
+        let conv = conv.same_padded();
+        for ([h, w], padding, size) in [([8, 8], [1, 2, 0, 1], [4, 4]), ([7, 9], [2, 2, 1, 1], [4, 5]), ([1, 2], [2, 2, 0, 1], [1, 1])] {
+            let mut t = Tape::new();
+            let x = t.input("x", &[1, h, w, 4], crate::base::DType::F32);
+            assert_eq!(conv.geometry_for(&t, x).unwrap().padding, padding);
+            let y = conv.forward(&mut t, x).unwrap();
+            assert_eq!(t.shape(y).dims(), [1, size[0], size[1], 4]);
         }
     }
 

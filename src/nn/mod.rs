@@ -4,13 +4,17 @@
 //! [`Scope`]: crate::weights::Scope
 
 pub mod attention;
+pub mod batch_norm;
 pub mod conv2d;
 pub mod embeddings;
 pub mod linear;
 pub mod norm;
+pub mod squeeze_excite;
 
 pub use attention::Attention;
+pub use batch_norm::{BATCH_NORM_EPS, BatchNorm};
 pub use conv2d::Conv2d;
 pub use embeddings::{Embedding, TimestepEmbedding, TimestepProjection};
 pub use linear::Linear;
 pub use norm::{GroupNorm, LayerNorm};
+pub use squeeze_excite::SqueezeExcite;

@@ -52,6 +52,35 @@ pub struct Pool2d {
     pub count_padding: bool,
 }
 
+impl Pool2d {
+    /// The maximum over `kernel` x `kernel` windows.
+    pub fn max(kernel: usize, stride: usize, padding: usize) -> Pool2d {
+        Pool2d { mode: PoolMode::Max, kernel: [kernel; 2], stride: [stride; 2], padding: [padding; 4], count_padding: false }
+    }
+
+    /// The mean over `kernel` x `kernel` windows, padding counted as zeros.
+    pub fn mean(kernel: usize, stride: usize, padding: usize) -> Pool2d {
+        Pool2d { mode: PoolMode::Average, count_padding: true, ..Pool2d::max(kernel, stride, padding) }
+    }
+
+    /// PyTorch's `ceil_mode` for images of `size` rows and columns: a last window that starts inside the image (or its
+    /// padding before it) is kept although it ends behind. What it takes in there is no value, so `count_padding` is off.
+    pub fn covering(self, size: [usize; 2]) -> Pool2d {
+        let [top, mut bottom, left, mut right] = self.padding;
+        let rest = |axis: usize, before: usize, after: usize| {
+            let side = size[axis] + before + after;
+            let Some(room) = side.checked_sub(self.kernel[axis]) else { return self.kernel[axis] - side };
+            let stride = self.stride[axis].max(1);
+            let lacking = room.next_multiple_of(stride) - room;
+            // The window that this would add starts at room rounded up.
+            if lacking > 0 && room + lacking < size[axis] + before { lacking } else { 0 }
+        };
+        bottom += rest(0, top, bottom);
+        right += rest(1, left, right);
+        Pool2d { padding: [top, bottom, left, right], count_padding: false, ..self }
+    }
+}
+
 /// Channels of a workgroup in the `whole` variant.
 const WHOLE_CHANNELS: usize = 8;
 
@@ -220,6 +249,17 @@ mod tests {
         assert!(t.global_average_pool(empty).is_err());
         let y = t.global_average_pool(x).unwrap();
         assert_eq!(t.shape(y).dims(), [1, 3]);
+    }
+
+    #[test]
+    fn ceil_mode_keeps_the_last_window() {
+        // As torch.nn.functional.max_pool2d(ceil_mode=True) has it: side, kernel, stride, padding, side of the result.
+        for (side, kernel, stride, padding, want) in [(13, 3, 2, 0, 6), (14, 3, 2, 0, 7), (7, 2, 2, 0, 4), (1, 2, 2, 0, 1), (5, 2, 2, 1, 3), (6, 3, 3, 1, 3)] {
+            let mut t = Tape::new();
+            let x = t.input("x", &[1, side, side, 1], DType::F32);
+            let y = t.pool2d(x, &Pool2d::max(kernel, stride, padding).covering([side, side])).unwrap();
+            assert_eq!(t.shape(y).dims(), [1, want, want, 1], "{side} {kernel} {stride} {padding}");
+        }
     }
 
     #[test]

@@ -167,6 +167,14 @@ impl Config {
         }
     }
 
+    /// A text; None when absent or `null`.
+    pub fn nullable_text(&self, field: &str) -> Result<Option<String>> {
+        match self.get(field) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => value.as_str().map(|text| Some(text.to_string())).ok_or_else(|| self.wrong(field, value, "a text or null")),
+        }
+    }
+
     /// One of `choices`; a value beside them is an error that lists them.
     pub fn choice<T: Copy>(&self, field: &str, default: Option<T>, choices: &[(&str, T)]) -> Result<T> {
         let chosen = match self.get(field) {
@@ -224,6 +232,12 @@ impl Config {
             }
             Some(value) => Err(self.wrong(field, value, "an object")),
         }
+    }
+
+    /// Names in the object in `field`; None when there is no object.
+    pub fn object_names(&self, field: &str) -> Option<Vec<&str>> {
+        let found = self.fields.iter().find(|(name, _)| name == field)?;
+        found.1.as_object().map(|map| map.keys().map(String::as_str).collect())
     }
 
     /// Requires `field` to be exactly `expected`, a text.
