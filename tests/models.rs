@@ -327,7 +327,13 @@ fn inputs_that_do_not_fit_are_errors_with_expected_shapes() {
     assert!(taesd.encode(&mut t, image).unwrap_err().fact().contains("multiples of 8"));
     assert!(taesd.decode(&mut t, image).unwrap_err().fact().contains("expected [N, 4, H, W]"));
     let resnet = classifier(&golden("resnet18"));
-    assert!(resnet.record(&mut t, Component::Classifier, &Inputs::new([("pixel_values".to_string(), sample)])).unwrap_err().fact().contains("expected [N, 3, H, W]"));
+    assert!(
+        resnet
+            .record(&mut t, Component::Classifier, &Inputs::new([("pixel_values".to_string(), sample)]))
+            .unwrap_err()
+            .fact()
+            .contains("expected [N, 3, H, W]")
+    );
 }
 
 #[test]

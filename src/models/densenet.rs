@@ -123,7 +123,9 @@ pub fn load(config: Option<&Config>, scope: &Scope) -> Result<Classifier> {
     for b in 1..=4 {
         let block = features.child(&format!("denseblock{b}"));
         let mut layers = Vec::new();
-        while layers.is_empty() || block.has(&format!("denselayer{}.conv1.weight", layers.len() + 1)) || block.has(&format!("denselayer{}.conv.1.weight", layers.len() + 1))
+        while layers.is_empty()
+            || block.has(&format!("denselayer{}.conv1.weight", layers.len() + 1))
+            || block.has(&format!("denselayer{}.conv.1.weight", layers.len() + 1))
         {
             let layer = Layer::load(&block.child(&format!("denselayer{}", layers.len() + 1)), width);
             width += layer.conv2.outputs();
@@ -147,7 +149,9 @@ pub fn load(config: Option<&Config>, scope: &Scope) -> Result<Classifier> {
 pub static ARCHITECTURE: Architecture = Architecture {
     name: "DenseNet classifier",
     is_config: |config| timm_architecture(config).is_some_and(|name| is_architecture(&name)),
-    is_tensors: |store| ["features.conv0.weight", "features.denseblock1.denselayer1.norm1.weight", "features.norm5.running_mean"].iter().all(|name| store.shape(name).is_some()),
+    is_tensors: |store| {
+        ["features.conv0.weight", "features.denseblock1.denselayer1.norm1.weight", "features.norm5.running_mean"].iter().all(|name| store.shape(name).is_some())
+    },
     is_path: |_| false,
     load: |checkpoint| classifier::load(checkpoint, load),
 };

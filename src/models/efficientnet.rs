@@ -23,7 +23,11 @@ pub const TENSORFLOW_EPS: f64 = 1e-3;
 pub enum Part {
     /// A convolution with its batch norm and what follows it. With `is_one_module`, norm and activation are one module
     /// (timm), else the activation's result is that of the module around both (torchvision).
-    Conv { conv: Conv2d, act: Option<Function>, is_one_module: bool },
+    Conv {
+        conv: Conv2d,
+        act: Option<Function>,
+        is_one_module: bool,
+    },
     SqueezeExcite(SqueezeExcite),
 }
 

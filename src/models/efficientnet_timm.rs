@@ -138,9 +138,8 @@ impl EfficientNet {
         let act = self.act;
         let mut h = self.stem.activated(t, x, Some(act))?;
         h = t.scope("blocks", |t| {
-            let stage = |t: &mut Tape, h, (i, blocks): (usize, &Vec<Block>)| {
-                t.scope(&i.to_string(), |t| blocks.iter().try_fold(h, |h, block| block.forward(t, h)))
-            };
+            let stage =
+                |t: &mut Tape, h, (i, blocks): (usize, &Vec<Block>)| t.scope(&i.to_string(), |t| blocks.iter().try_fold(h, |h, block| block.forward(t, h)));
             self.stages.iter().enumerate().try_fold(h, |h, numbered| stage(t, h, numbered))
         })?;
         if !self.pools_first {
@@ -232,7 +231,15 @@ mod tests {
         assert_eq!((of("tf_efficientnet_b3").same, of("tf_efficientnet_b3").eps), (true, 1e-3));
         assert_eq!((of("tf_efficientnetv2_s").strides.len(), of("efficientnetv2_m").strides.len()), (6, 7));
         assert_eq!((of("mobilenetv3_small_100").relu_stages, of("mobilenetv3_small_100").strides[0]), (2, 2));
-        for other in ["efficientnet_b0_gn", "efficientnet_es", "efficientnet_cc_b0_4e", "mobilenetv4_conv_small", "mobilenetv1_100", "efficientnet_b1_pruned", "mixnet_s"] {
+        for other in [
+            "efficientnet_b0_gn",
+            "efficientnet_es",
+            "efficientnet_cc_b0_4e",
+            "mobilenetv4_conv_small",
+            "mobilenetv1_100",
+            "efficientnet_b1_pruned",
+            "mixnet_s",
+        ] {
             assert_eq!(topology(other), None, "{other}");
         }
     }

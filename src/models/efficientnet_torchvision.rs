@@ -269,7 +269,8 @@ fn efficient_eps(timm: Option<&TimmConfig>, depths: &[usize], scope: &Scope) -> 
     let named = timm.and_then(|c| c.architecture.strip_prefix("efficientnet_b")?.parse::<usize>().ok());
     let variant = named.or_else(|| DEPTHS.iter().position(|row| row == depths));
     let Some(variant) = variant else {
-        let fact = format!("{depths:?} blocks per stage are those of no EfficientNet B0 to B7, expected a config.json with \"architecture\", which tells the eps");
+        let fact =
+            format!("{depths:?} blocks per stage are those of no EfficientNet B0 to B7, expected a config.json with \"architecture\", which tells the eps");
         return Err(Error::new(Kind::Config, "classifier", fact).remark(scope.store().place()));
     };
     Ok(if variant >= FIRST_WITH_TENSORFLOW_EPS { TENSORFLOW_EPS } else { BATCH_NORM_EPS })

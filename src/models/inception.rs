@@ -256,8 +256,14 @@ pub fn load(config: Option<&Config>, scope: &Scope) -> Result<Classifier> {
 
 pub static ARCHITECTURE: Architecture = Architecture {
     name: "Inception-v3 classifier",
-    is_config: |config| timm_architecture(config).is_some_and(|name| ["inception_v3", "tf_inception_v3", "adv_inception_v3", "gluon_inception_v3"].contains(&name.as_str()) || FRECHET.contains(&name.as_str())),
-    is_tensors: |store| ["Conv2d_1a_3x3.conv.weight", "Mixed_5b.branch1x1.conv.weight", "Mixed_7c.branch_pool.bn.running_mean"].iter().all(|name| store.shape(name).is_some()),
+    is_config: |config| {
+        timm_architecture(config).is_some_and(|name| {
+            ["inception_v3", "tf_inception_v3", "adv_inception_v3", "gluon_inception_v3"].contains(&name.as_str()) || FRECHET.contains(&name.as_str())
+        })
+    },
+    is_tensors: |store| {
+        ["Conv2d_1a_3x3.conv.weight", "Mixed_5b.branch1x1.conv.weight", "Mixed_7c.branch_pool.bn.running_mean"].iter().all(|name| store.shape(name).is_some())
+    },
     is_path: |_| false,
     load: |checkpoint| classifier::load(checkpoint, load),
 };

@@ -59,7 +59,10 @@ enum Shortcut {
     /// `1`, `2`: the mean over 2x2 where the stride is 2, then a 1x1 convolution and its norm.
     Averaging(Conv2d, usize),
     /// Every other pixel, and zeros for the new channels, half before and half behind: "option A" of the paper.
-    Padding { before: usize, after: usize },
+    Padding {
+        before: usize,
+        after: usize,
+    },
 }
 
 /// `BasicBlock` (two convolutions) or `Bottleneck` (three).
@@ -190,9 +193,8 @@ struct ResNet {
 
 impl ResNet {
     fn load_stem(scope: &Scope, is_cifar: bool) -> (Stem, StemPool, usize) {
-        let normed = |conv: &str, norm: &str, inputs, stride| {
-            Conv2d::as_stored(&scope.child(conv), inputs, stride).batch_normed(&scope.child(norm), BATCH_NORM_EPS)
-        };
+        let normed =
+            |conv: &str, norm: &str, inputs, stride| Conv2d::as_stored(&scope.child(conv), inputs, stride).batch_normed(&scope.child(norm), BATCH_NORM_EPS);
         let stem = if scope.has("conv1.0.weight") {
             let inner = scope.child("conv1");
             let first = Conv2d::as_stored(&inner.child("0"), 3, 2).batch_normed(&inner.child("1"), BATCH_NORM_EPS);
@@ -301,10 +303,34 @@ mod tests {
     #[test]
     fn architectures_are_told_apart_by_name() {
         let ours = [
-            "resnet18", "resnet50", "resnet152", "resnet50d", "resnet26t", "resnet101s", "resnext50_32x4d", "resnext101_64x4d", "resnext50d_32x4d",
-            "wide_resnet50_2", "seresnet50", "seresnext26d_32x4d", "seresnet152d", "resnetrs50", "resnet20",
+            "resnet18",
+            "resnet50",
+            "resnet152",
+            "resnet50d",
+            "resnet26t",
+            "resnet101s",
+            "resnext50_32x4d",
+            "resnext101_64x4d",
+            "resnext50d_32x4d",
+            "wide_resnet50_2",
+            "seresnet50",
+            "seresnext26d_32x4d",
+            "seresnet152d",
+            "resnetrs50",
+            "resnet20",
         ];
-        let others = ["resnet50_gn", "resnetaa50", "resnetblur50", "resnetv2_50", "resnet33ts", "ecaresnet50d", "legacy_seresnet50", "resnest50d", "resnet50_clip", "se"];
+        let others = [
+            "resnet50_gn",
+            "resnetaa50",
+            "resnetblur50",
+            "resnetv2_50",
+            "resnet33ts",
+            "ecaresnet50d",
+            "legacy_seresnet50",
+            "resnest50d",
+            "resnet50_clip",
+            "se",
+        ];
         assert!(ours.iter().all(|name| is_architecture(name)), "{ours:?}");
         assert!(!others.iter().any(|name| is_architecture(name)), "{others:?}");
     }

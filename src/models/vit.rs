@@ -244,7 +244,11 @@ impl VisionTransformer {
         let [n, h, w, _] = t.nhwc(x)?;
         let [rows, columns] = self.shape.grid;
         if [h, w] != [rows * self.patch, columns * self.patch] {
-            let fact = format!("pixels are [{n}, 3, {h}, {w}], expected [N, 3, {}, {}]: the position embedding has {rows} x {columns} patches", rows * self.patch, columns * self.patch);
+            let fact = format!(
+                "pixels are [{n}, 3, {h}, {w}], expected [N, 3, {}, {}]: the position embedding has {rows} x {columns} patches",
+                rows * self.patch,
+                columns * self.patch
+            );
             return Err(t.mismatch(fact));
         }
         let patches = self.patch_embed.forward(t, x)?;
@@ -331,8 +335,21 @@ struct Arguments {
 
 impl Arguments {
     /// Fields that the names and shapes of the weights tell again, and so need no reading.
-    const TOLD: [&str; 13] =
-        ["patch_size", "embed_dim", "depth", "mlp_ratio", "qkv_bias", "qk_norm", "class_token", "reg_tokens", "no_embed_class", "init_values", "pre_norm", "fc_norm", "final_norm"];
+    const TOLD: [&str; 13] = [
+        "patch_size",
+        "embed_dim",
+        "depth",
+        "mlp_ratio",
+        "qkv_bias",
+        "qk_norm",
+        "class_token",
+        "reg_tokens",
+        "no_embed_class",
+        "init_values",
+        "pre_norm",
+        "fc_norm",
+        "final_norm",
+    ];
 
     fn read(c: &Config) -> Result<Arguments> {
         c.ignore(&Self::TOLD);
@@ -370,8 +387,9 @@ fn load(config: Option<&Config>, scope: &Scope) -> Result<Classifier> {
         wrong(format!("{} has {positions} rows, expected those of a square of patches, with or without {prefix_tokens} tokens before them", names.positions))
     })?;
     let architecture = timm.as_ref().map(|c| c.architecture.as_str());
-    let heads = heads(width, &arguments, architecture)
-        .ok_or_else(|| wrong(format!("{width} channels in heads of {HEAD_DIM} or as the architecture has them, expected config.json to give num_heads in model_args")))?;
+    let heads = heads(width, &arguments, architecture).ok_or_else(|| {
+        wrong(format!("{width} channels in heads of {HEAD_DIM} or as the architecture has them, expected config.json to give num_heads in model_args"))
+    })?;
     let is_clip = scope.has("norm_pre.weight");
     let shape = Shape {
         heads,
@@ -397,7 +415,16 @@ fn load(config: Option<&Config>, scope: &Scope) -> Result<Classifier> {
     Classifier::new("ViT", timm, scope, Loaded { network: Box::new(network), num_features: width, feature_map: width, num_classes, preprocess })
 }
 
-fn network(scope: &Scope, names: &Names, shape: Shape, width: usize, patch: usize, lengths: [usize; 3], positions: usize, timm: Option<&TimmConfig>) -> VisionTransformer {
+fn network(
+    scope: &Scope,
+    names: &Names,
+    shape: Shape,
+    width: usize,
+    patch: usize,
+    lengths: [usize; 3],
+    positions: usize,
+    timm: Option<&TimmConfig>,
+) -> VisionTransformer {
     let geometry = Geometry { stride: [patch, patch], ..Geometry::default() };
     let conv = scope.child(names.patches);
     let patch_embed = if conv.has("bias") { Conv2d::load(&conv, 3, width, patch, geometry) } else { Conv2d::without_bias(&conv, 3, width, patch, geometry) };
@@ -473,7 +500,24 @@ fn average(scope: &Scope, names: &Names, timm: Option<&TimmConfig>) -> Result<bo
 const OTHERS: [&str; 14] = ["siglip", "radio", "_xp_", "18x2", "36x1", "rpn", "_map_", "tips", "intern", "so400m", "relpos", "sam", "hybrid", "dlittle"];
 
 fn is_vit(name: &str) -> bool {
-    let family = ["vit_tiny_", "vit_xsmall_", "vit_small_", "vit_medium_", "vit_mediumd_", "vit_base_", "vit_large_", "vit_huge_", "vit_giant_", "vit_gigantic_", "vit_betwixt_", "vit_little_", "vit_wee_", "vit_so150m", "deit_", "deit3_"];
+    let family = [
+        "vit_tiny_",
+        "vit_xsmall_",
+        "vit_small_",
+        "vit_medium_",
+        "vit_mediumd_",
+        "vit_base_",
+        "vit_large_",
+        "vit_huge_",
+        "vit_giant_",
+        "vit_gigantic_",
+        "vit_betwixt_",
+        "vit_little_",
+        "vit_wee_",
+        "vit_so150m",
+        "deit_",
+        "deit3_",
+    ];
     family.iter().any(|start| name.starts_with(start)) && !OTHERS.iter().any(|part| name.contains(part))
 }
 

@@ -42,7 +42,11 @@ impl Conv2d {
             _ => (inputs, inputs, [1, 1]),
         };
         // Nobody groups 1x1 convolutions in these families: there a mismatch is an error.
-        let fits = per_group > 0 && (per_group == inputs || kernel != [1, 1]) && inputs.is_multiple_of(per_group) && outputs.is_multiple_of(inputs / per_group) && inputs > 0;
+        let fits = per_group > 0
+            && (per_group == inputs || kernel != [1, 1])
+            && inputs.is_multiple_of(per_group)
+            && outputs.is_multiple_of(inputs / per_group)
+            && inputs > 0;
         if !fits {
             scope.fault(&format!("weight is {shape:?}, expected one for {inputs} channels in equal groups"));
         }

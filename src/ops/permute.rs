@@ -45,17 +45,8 @@ impl Params {
     }
 }
 
-pub static OP: Op = Op {
-    name: "permute",
-    params: Params::FIELDS,
-    params_size: Params::SIZE,
-    twin,
-    cost,
-    cases,
-    bench,
-    tolerance: Tolerance::EXACT,
-    variants: &[],
-};
+pub static OP: Op =
+    Op { name: "permute", params: Params::FIELDS, params_size: Params::SIZE, twin, cost, cases, bench, tolerance: Tolerance::EXACT, variants: &[] };
 
 impl Tape {
     /// The axes of `x` in the order `order`, a permutation of 0..rank: axis i of the result is axis `order[i]` of `x`.
@@ -119,10 +110,7 @@ fn cases() -> Vec<Case> {
 }
 
 fn bench() -> Vec<Case> {
-    vec![
-        case("swin_windows_8x56x56x96", &[8, 8, 7, 8, 7, 96], &[0, 1, 3, 2, 4, 5]),
-        case("to_channels_first_96x64x64", &[8, 96, 64, 64], &[0, 3, 1, 2]),
-    ]
+    vec![case("swin_windows_8x56x56x96", &[8, 8, 7, 8, 7, 96], &[0, 1, 3, 2, 4, 5]), case("to_channels_first_96x64x64", &[8, 96, 64, 64], &[0, 3, 1, 2])]
 }
 
 #[cfg(test)]

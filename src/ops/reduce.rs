@@ -152,10 +152,7 @@ fn cases() -> Vec<Case> {
 }
 
 fn bench() -> Vec<Case> {
-    vec![
-        case("tokens_1024x768", &[8, 1024, 768], 1, Reduction::Mean, Fill::Normal),
-        case("norm_4096x512", &[4096, 512], 1, Reduction::L2, Fill::Normal),
-    ]
+    vec![case("tokens_1024x768", &[8, 1024, 768], 1, Reduction::Mean, Fill::Normal), case("norm_4096x512", &[4096, 512], 1, Reduction::L2, Fill::Normal)]
 }
 
 #[cfg(test)]
