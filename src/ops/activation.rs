@@ -1,10 +1,11 @@
-//! Pointwise functions of one tensor: SiLU, ReLU, GELU, tanh, clamps and the affine map.
+//! Pointwise functions of one tensor: activations, elementary functions, clamps and the affine map.
 //!
 //! y = f(x), any shape. Formulas beside [`Function`].
 
 use rayon::prelude::*;
 
 use crate::base::{DType, Result, Tolerance};
+use crate::ops::binary::larger;
 use crate::ops::{ELEM, LINEAR_INDEX};
 use crate::params;
 use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Op, StepView, Tape, Tensor, TwinCall, Variant};
@@ -50,10 +51,46 @@ pub enum Function {
         scale: f32,
         shift: f32,
     },
+    /// x between 0 and 6.
+    Relu6,
+    /// x between `low` and `high`; `high` where low > high. HardTanh is -1 to 1.
+    Clamp {
+        low: f32,
+        high: f32,
+    },
+    /// x / 6 + 1/2 between 0 and 1: PyTorch's.
+    HardSigmoid,
+    /// x HardSigmoid(x).
+    HardSwish,
+    /// x sigmoid(1.702 x).
+    QuickGelu,
+    Exp,
+    /// The natural logarithm: -inf at 0, NaN below.
+    Log,
+    Sqrt,
+    /// 2 / sqrt(pi) times the integral of e^(-t^2) from 0 to x.
+    Erf,
+    Abs,
+    /// x for x >= 0, alpha (e^x - 1) below.
+    Elu {
+        alpha: f32,
+    },
+    /// ln(1 + e^x).
+    Softplus,
+    /// 1 / x.
+    Reciprocal,
+    /// For |x| < 2^24.
+    Sin,
+    /// For |x| < 2^24.
+    Cos,
+    Floor,
+    /// x / (1 + |x|).
+    Softsign,
 }
 
 impl Function {
-    fn code(self) -> (u32, f32, f32) {
+    /// Its code in the shader, and its two constants.
+    pub(crate) fn code(self) -> (u32, f32, f32) {
         match self {
             Function::Identity => (0, 0.0, 0.0),
             Function::Silu => (1, 0.0, 0.0),
@@ -66,6 +103,23 @@ impl Function {
             Function::LeakyRelu { slope } => (8, slope, 0.0),
             Function::TanhClamp { limit } => (9, limit, 0.0),
             Function::Affine { scale, shift } => (10, scale, shift),
+            Function::Relu6 => (11, 0.0, 6.0),
+            Function::Clamp { low, high } => (11, low, high),
+            Function::HardSigmoid => (12, 0.0, 0.0),
+            Function::HardSwish => (13, 0.0, 0.0),
+            Function::QuickGelu => (14, 0.0, 0.0),
+            Function::Exp => (15, 0.0, 0.0),
+            Function::Log => (16, 0.0, 0.0),
+            Function::Sqrt => (17, 0.0, 0.0),
+            Function::Erf => (18, 0.0, 0.0),
+            Function::Abs => (19, 0.0, 0.0),
+            Function::Elu { alpha } => (20, alpha, 0.0),
+            Function::Softplus => (21, 0.0, 0.0),
+            Function::Reciprocal => (22, 0.0, 0.0),
+            Function::Sin => (23, 0.0, 0.0),
+            Function::Cos => (24, 0.0, 0.0),
+            Function::Floor => (25, 0.0, 0.0),
+            Function::Softsign => (26, 0.0, 0.0),
         }
     }
 }
@@ -130,7 +184,19 @@ pub fn exp(x: f32) -> f32 {
 /// sqrt(2 / pi).
 const FRAC_SQRT_2_PI: f32 = std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::FRAC_1_SQRT_2;
 
-fn apply(p: &Params, v: f32) -> f32 {
+/// `v` between `low` and `high`, `high` where low > high; NaN stays.
+fn clamp(v: f32, low: f32, high: f32) -> f32 {
+    let v = if v < low { low } else { v };
+    if v > high { high } else { v }
+}
+
+fn softplus(v: f32) -> f32 {
+    larger(v, 0.0) + (-v.abs()).exp().ln_1p()
+}
+
+/// f(v), with the function's code and constants in `p`.
+#[inline]
+pub(crate) fn apply(p: &Params, v: f32) -> f32 {
     match p.function {
         1 => silu(v),
         // Not max: it would turn NaN into 0 and hide where it was made.
@@ -145,7 +211,7 @@ fn apply(p: &Params, v: f32) -> f32 {
         4 => 0.5 * v * (1.0 + (FRAC_SQRT_2_PI * (v + 0.044_715 * v * v * v)).tanh()),
         5 => sigmoid(v),
         6 => v.tanh(),
-        7 => v * (v.max(0.0) + (-v.abs()).exp().ln_1p()).tanh(),
+        7 => v * softplus(v).tanh(),
         8 => {
             if v >= 0.0 {
                 v
@@ -155,6 +221,28 @@ fn apply(p: &Params, v: f32) -> f32 {
         }
         9 => (v / p.a).tanh() * p.a,
         10 => p.a * v + p.b,
+        11 => clamp(v, p.a, p.b),
+        12 => clamp(v / 6.0 + 0.5, 0.0, 1.0),
+        13 => v * clamp(v / 6.0 + 0.5, 0.0, 1.0),
+        14 => v * sigmoid(1.702 * v),
+        15 => libm::expf(v),
+        16 => libm::logf(v),
+        17 => v.sqrt(),
+        18 => libm::erff(v),
+        19 => v.abs(),
+        20 => {
+            if v >= 0.0 {
+                v
+            } else {
+                p.a * libm::expm1f(v)
+            }
+        }
+        21 => softplus(v),
+        22 => 1.0 / v,
+        23 => libm::sin(f64::from(v)) as f32,
+        24 => libm::cos(f64::from(v)) as f32,
+        25 => v.floor(),
+        26 => v / (1.0 + v.abs()),
         _ => v,
     }
 }

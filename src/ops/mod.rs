@@ -2,21 +2,26 @@
 
 pub mod activation;
 pub mod attention;
+pub mod axes;
 pub mod binary;
 pub mod case;
+pub mod channel_affine;
 pub mod concat;
 pub mod conv2d;
 pub mod count_nonfinite;
 pub mod ddim_step;
 pub mod divide;
 pub mod embedding;
+pub mod gated;
 pub mod golden;
 pub mod group_norm;
 pub mod image_to_tensor;
 pub mod layer_norm;
 pub mod matmul;
 pub mod modulate;
+pub mod permute;
 pub mod pool2d;
+pub mod reduce;
 pub mod repeat;
 pub mod slice;
 pub mod softmax;
@@ -41,18 +46,22 @@ pub static ALL: &[&Op] = &[
     &activation::OP,
     &attention::OP,
     &binary::OP,
+    &channel_affine::OP,
     &concat::OP,
     &conv2d::OP,
     &count_nonfinite::OP,
     &ddim_step::OP,
     &divide::OP,
     &embedding::OP,
+    &gated::OP,
     &group_norm::OP,
     &image_to_tensor::OP,
     &layer_norm::OP,
     &matmul::OP,
     &modulate::OP,
+    &permute::OP,
     &pool2d::OP,
+    &reduce::OP,
     &repeat::OP,
     &slice::OP,
     &softmax::OP,
