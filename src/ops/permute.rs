@@ -54,7 +54,7 @@ pub static OP: Op = Op {
     cases,
     bench,
     tolerance: Tolerance::EXACT,
-    variants: &[],
+    variants: &[Variant::per_element(&[ELEM, LINEAR_INDEX, include_str!("../../shaders/permute.wgsl")])],
 };
 
 impl Tape {
