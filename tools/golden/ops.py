@@ -58,9 +58,9 @@ def activation():
     }
     for case, function in functions.items():
         if case in ("log", "sqrt", "reciprocal"):
-            x = uniform(("activation", case, "x"), (3, 5, 31), 0.002, 80.0)
+            x = uniform(("activation", case, "x"), (7, 31), 0.002, 80.0)
         else:
-            x = affine("activation", case, "x", (3, 5, 31), 4.0)
+            x = affine("activation", case, "x", (7, 31), 4.0)
         yield case, {"x": x}, function(x)
 
 
