@@ -45,8 +45,17 @@ impl Params {
     }
 }
 
-pub static OP: Op =
-    Op { name: "permute", params: Params::FIELDS, params_size: Params::SIZE, twin, cost, cases, bench, tolerance: Tolerance::EXACT, variants: &[] };
+pub static OP: Op = Op {
+    name: "permute",
+    params: Params::FIELDS,
+    params_size: Params::SIZE,
+    twin,
+    cost,
+    cases,
+    bench,
+    tolerance: Tolerance::EXACT,
+    variants: &[Variant::per_element(&[ELEM, LINEAR_INDEX, include_str!("../../shaders/permute.wgsl")])],
+};
 
 impl Tape {
     /// The axes of `x` in the order `order`, a permutation of 0..rank: axis i of the result is axis `order[i]` of `x`.
