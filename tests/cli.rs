@@ -75,7 +75,7 @@ fn what_cannot_start_is_refused_in_one_line() {
         args.into_iter().map(str::to_string).collect::<Vec<_>>()
     };
     let call = |args: Vec<String>, parts: &[&str]| refused(&args.iter().map(String::as_str).collect::<Vec<_>>(), parts);
-    call(forward("unet", &[]), &["sample", "no such tensor"]);
+    call(forward("unet", &[]), &["sample: the model needs this input", "the file has in/sample"]);
     call(forward("unet", &["--steps", "3"]), &["--steps", "inpaint"]);
     assert!(!out.exists(), "nothing is written when nothing was computed");
 }

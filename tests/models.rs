@@ -217,7 +217,7 @@ fn assert_first_prediction(folder: &Path, file: &Path) {
         let class = bench.indices("class", &labels);
         let x = bench.tape.concat(latents, hole).unwrap();
         let x = bench.tape.concat(x, masked).unwrap();
-        let y = model.unet.forward(&mut bench.tape, x, timesteps, Some(class)).unwrap();
+        let y = model.predict(&mut bench.tape, x, timesteps, class).unwrap();
         assert_parity(&format!("{what} {result}"), bench, y, &io, "no taps/", result);
     }
     assert_vae(&model, &io, &what);
@@ -225,15 +225,12 @@ fn assert_first_prediction(folder: &Path, file: &Path) {
 
 /// The encoder on the image, the decoder on the last latents.
 fn assert_vae(model: &InpaintModel, io: &Io, what: &str) {
-    let scale = model.index.scaling_factor;
     let last = (0..).map_while(|k| io.0.shape(&format!("latents_{k}")).map(|_| k)).last().unwrap();
     let mut bench = Bench::default();
     let image = bench.input("image", &io.array("image"));
     let latents = bench.input("latents", &io.array(&format!("latents_{last}")));
-    let encoded = model.vae.encode(&mut bench.tape, image).unwrap();
-    let z0 = bench.tape.affine(encoded, scale, 0.0).unwrap();
-    let unscaled = bench.tape.affine(latents, 1.0 / scale, 0.0).unwrap();
-    let decoded = model.vae.decode(&mut bench.tape, unscaled).unwrap();
+    let z0 = model.encode(&mut bench.tape, image).unwrap();
+    let decoded = model.decode(&mut bench.tape, latents).unwrap();
     bench.tape.output("z0", z0);
     bench.tape.output("decoded", decoded);
     let mut session = bench.run(&[]);

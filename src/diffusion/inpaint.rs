@@ -21,7 +21,8 @@ use crate::base::{Array, DType, Error, Kind, Result};
 use crate::diffusion::ddim::Schedule;
 use crate::diffusion::region::{Region, composite, masked_image};
 use crate::diffusion::scheduler::{Limit, Scheduler};
-use crate::models::inpaint_model::{HolePixels, HoleToLatent, InpaintModel, UNetInput};
+use crate::models::InpaintModel;
+use crate::models::inpaint_index::{HolePixels, HoleToLatent, UNetInput};
 use crate::ops::ddim_step::{Coefficients, DdimStep, KnownRegion};
 use crate::plan::{Session, Tape, Tensor};
 
@@ -63,7 +64,7 @@ pub struct Painted {
     pub decoded: Array,
     /// `[N, H, W, 3]`: `decoded` in the hole, the image outside.
     pub output: Array,
-    /// The pixel holes that were used: unions of whole latent cells.
+    /// The pixel holes that were used: unions of whole latent cells, or the masks.
     pub holes: Vec<Region>,
     /// Latents after each step, when asked for.
     pub latents: Vec<Array>,
@@ -88,8 +89,8 @@ pub struct Inpainter {
 impl Inpainter {
     /// Records and prepares the three plans.
     pub fn new(model: &InpaintModel, scheduler: &Scheduler, format: Format, prepare: &mut Prepare) -> Result<Inpainter> {
-        let downscale = model.vae.config.downscale;
-        let multiple = downscale * model.unet.config.size_multiple();
+        let downscale = model.autoencoder.downscale;
+        let multiple = model.size_multiple();
         let Format { batch, height, width, .. } = format;
         if batch == 0 || height == 0 || width == 0 || !height.is_multiple_of(multiple) || !width.is_multiple_of(multiple) {
             let fact = format!("a batch of {batch} images of {width} x {height} pixels, expected at least one and multiples of {multiple}");
@@ -98,7 +99,7 @@ impl Inpainter {
         if !format.guidance.is_finite() {
             return Err(Error::new(Kind::Usage, "--guidance", format!("{}, expected a number", format.guidance)));
         }
-        let latent_shape = [batch, height / downscale, width / downscale, model.vae.config.latent_channels];
+        let latent_shape = [batch, height / downscale, width / downscale, model.autoencoder.latent_channels];
         Ok(Inpainter {
             format,
             latent_shape,
@@ -129,7 +130,7 @@ impl Inpainter {
     pub fn paint(&mut self, batch: &Batch, schedule: &Schedule, keep_latents: bool, on_step: &mut dyn FnMut(usize) -> ControlFlow<()>) -> Result<Painted> {
         self.check(batch)?;
         let cells: Vec<Region> = batch.holes.iter().map(|hole| self.cells(hole)).collect();
-        let holes: Vec<Region> = cells.iter().map(|cells| self.pixels(cells)).collect();
+        let holes: Vec<Region> = batch.holes.iter().zip(&cells).map(|(hole, cells)| self.pixels(hole, cells)).collect();
         let z0 = self.encode(batch.image)?;
         let masked = per_image(batch.image, |i, image| masked_image(image, &holes[i], 3, self.masked_fill));
         let masked_latents = self.encode(&masked)?;
@@ -162,12 +163,14 @@ impl Inpainter {
     fn cells(&self, hole: &Region) -> Region {
         match self.hole_to_latent {
             HoleToLatent::MaxPool => hole.max_pool(self.downscale),
+            HoleToLatent::Nearest => hole.nearest(self.downscale),
         }
     }
 
-    /// The pixels that are repainted for open latent cells.
-    fn pixels(&self, cells: &Region) -> Region {
+    /// The pixels that are repainted.
+    fn pixels(&self, hole: &Region, cells: &Region) -> Region {
         match self.hole_pixels {
+            HolePixels::Mask => hole.clone(),
             HolePixels::LatentCell => cells.enlarge(self.downscale),
         }
     }
@@ -290,8 +293,7 @@ fn nonfinite(part: &str, session: &mut dyn Session) -> Result<Error> {
 pub fn encode_tape(model: &InpaintModel, format: &Format) -> Result<Tape> {
     let mut t = Tape::new();
     let image = t.input("image", &[format.batch, format.height, format.width, 3], DType::F32);
-    let latents = model.vae.encode(&mut t, image)?;
-    let latents = t.affine(latents, model.index.scaling_factor, 0.0)?;
+    let latents = model.encode(&mut t, image)?;
     finish(&mut t, "latents", latents)?;
     Ok(t)
 }
@@ -300,8 +302,7 @@ pub fn encode_tape(model: &InpaintModel, format: &Format) -> Result<Tape> {
 pub fn decode_tape(model: &InpaintModel, latent_shape: [usize; 4]) -> Result<Tape> {
     let mut t = Tape::new();
     let latents = t.input("latents", &latent_shape, DType::F32);
-    let latents = t.affine(latents, 1.0 / model.index.scaling_factor, 0.0)?;
-    let decoded = model.vae.decode(&mut t, latents)?;
+    let decoded = model.decode(&mut t, latents)?;
     finish(&mut t, "decoded", decoded)?;
     Ok(t)
 }
@@ -332,7 +333,7 @@ pub fn denoise_tape(model: &InpaintModel, scheduler: &Scheduler, format: &Format
         // Unconditional half first, then the conditional: one batch.
         if guided { t.repeat(sample, 2) } else { Ok(sample) }
     })?;
-    let output = t.scope("unet", |t| model.unet.forward(t, sample, timestep, Some(class_labels)))?;
+    let output = model.predict(&mut t, sample, timestep, class_labels)?;
     let step = ddim_step(scheduler, format);
     let row = match scheduler.limit {
         Limit::Threshold { ratio, max } => t.threshold_quantile(output, latents, row, &step, f64::from(ratio), max)?,

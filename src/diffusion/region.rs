@@ -52,6 +52,13 @@ impl Region {
         Region { width: w, height: h, open }
     }
 
+    /// Every `cell`-th cell of every `cell`-th row: torch's nearest resizing by a whole factor.
+    pub fn nearest(&self, cell: usize) -> Region {
+        let (w, h) = (self.width / cell, self.height / cell);
+        let open = (0..w * h).map(|i| self.open[i / w * cell * self.width + i % w * cell]).collect();
+        Region { width: w, height: h, open }
+    }
+
     /// Every cell as a block of `cell` by `cell`.
     pub fn enlarge(&self, cell: usize) -> Region {
         let (w, h) = (self.width * cell, self.height * cell);

@@ -1,196 +1,174 @@
-//! A class-conditional latent inpainting model: a folder with `model_index.json`, `unet/`, `vae/` and `scheduler/`.
+//! A latent inpainting model conditioned by classes: a denoiser, an autoencoder, and what each class is to the denoiser.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use crate::base::{Error, Kind, Result};
-use crate::models::taesd::{Taesd, TaesdConfig};
-use crate::models::unet_2d::UNet2DModel;
-use crate::models::unet_2d_config::{ClassEmbed, UNet2DConfig};
-use crate::weights::Config;
+use crate::base::{DType, Error, Kind, Result};
+use crate::models::inpaint_index::{InpaintIndex, UNetInput};
+use crate::models::model::{Autoencoder, Component, Denoiser, Inputs, Model};
+use crate::models::recognise;
+use crate::ops::activation::Function;
+use crate::plan::{Tape, Tensor, Weight};
 
-/// One part of the UNet's input; they are joined along the channels in the order of `unet_input`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UNetInput {
-    /// Noisy latents.
-    Latents,
-    /// One channel: 1 where a latent cell is repainted.
-    Hole,
-    /// Latents of the image with its hole filled with `masked_fill`, scaled.
-    MaskedImageLatents,
-}
-
-/// How a pixel mask becomes a hole in the latents.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HoleToLatent {
-    /// A cell is open if any of its pixels is.
-    MaxPool,
-}
-
-/// How the hole in the latents becomes the hole in the pixels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HolePixels {
-    /// All pixels of an open cell.
-    LatentCell,
-}
-
-/// `model_index.json`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct InpaintIndex {
-    /// Rows and columns of the images, in pixels.
-    pub image_size: usize,
-    /// The model's latents are the encoder's times this.
-    pub scaling_factor: f32,
-    /// The position of a name is the class label.
-    pub class_names: Vec<String>,
-    /// The label that means no class.
-    pub null_class: usize,
-    pub unet_input: Vec<UNetInput>,
-    pub hole_to_latent: HoleToLatent,
-    pub hole_pixels: HolePixels,
-    /// Value of the masked image's pixels inside the hole, in [0, 1].
-    pub masked_fill: f32,
-    /// The mask is dilated by this many pixels first.
-    pub dilate_px: usize,
-    /// After each step the known latents are the image's own, noised as the step's.
-    pub reimpose_known: bool,
-    /// `scheduler/scheduler_config.json`, which the caller reads.
-    pub scheduler_config: PathBuf,
+/// One conditioning input of the denoiser and its value for every class.
+pub struct Condition {
+    /// `class_labels`, `encoder_hidden_states`, `text_embeds`, `time_ids`.
+    pub port: String,
+    /// `[classes + 1, ...]`, the last row is the null class; None: the input is the label itself.
+    pub rows: Option<Weight>,
 }
 
 /// The index and the models.
 pub struct InpaintModel {
     pub index: InpaintIndex,
-    pub unet: UNet2DModel,
-    pub vae: Taesd,
-}
-
-impl InpaintIndex {
-    /// `_class_name` of the index.
-    pub const CLASS: &str = "ClassConditionalInpaint";
-
-    /// Reads `model_index.json` of a folder, and holds it against the parts' config.json files. No weights are read.
-    pub fn read(folder: &Path) -> Result<InpaintIndex> {
-        let c = Config::read(&folder.join("model_index.json"))?;
-        let index = Self::from_config(&c, folder)?;
-        let unet = UNet2DConfig::read(&folder.join("unet").join("config.json"))?;
-        let vae = TaesdConfig::read(&folder.join("vae").join("config.json"))?;
-        index.check(&c, &unet, &vae)?;
-        Ok(index)
-    }
-
-    fn from_config(c: &Config, folder: &Path) -> Result<InpaintIndex> {
-        c.require("_class_name", Self::CLASS)?;
-        component(c, "unet", &[["diffusers", "UNet2DModel"]])?;
-        component(c, "vae", &[["taesd", "TAESD"]])?;
-        component(c, "scheduler", &[["diffusers", "DDIMScheduler"], ["diffusers", "DDPMScheduler"]])?;
-        let inputs = [("latents", UNetInput::Latents), ("hole", UNetInput::Hole), ("masked_image_latents", UNetInput::MaskedImageLatents)];
-        let class_names = c.texts("class_names", 100_000)?.ok_or_else(|| c.error("class_names", "absent, expected a list of texts"))?;
-        let index = InpaintIndex {
-            image_size: c.integer("image_size", None, 1..=65_536)?,
-            scaling_factor: c.number("scaling_factor", None, 1e-6..=1e6)? as f32,
-            class_names,
-            null_class: c.integer("null_class", None, 0..=1_000_000)?,
-            unet_input: c.choices("unet_input", None, &inputs, inputs.len())?,
-            hole_to_latent: c.choice("hole_to_latent", None, &[("max_pool", HoleToLatent::MaxPool)])?,
-            hole_pixels: c.choice("hole_pixels", None, &[("latent_cell", HolePixels::LatentCell)])?,
-            masked_fill: c.number("masked_fill", None, 0.0..=1.0)? as f32,
-            dilate_px: c.integer("dilate_px", None, 0..=4096)?,
-            reimpose_known: c.flag("reimpose_known", None)?,
-            scheduler_config: folder.join("scheduler").join("scheduler_config.json"),
-        };
-        c.finish()?;
-        Ok(index)
-    }
-
-    /// Channels of the UNet's input for `latents` channels of latents.
-    pub fn input_channels(&self, latents: usize) -> usize {
-        self.unet_input.iter().map(|part| if *part == UNetInput::Hole { 1 } else { latents }).sum()
-    }
-
-    /// Rows and columns of the latents.
-    pub fn latent_size(&self, downscale: usize) -> usize {
-        self.image_size / downscale
-    }
-
-    fn check(&self, c: &Config, unet: &UNet2DConfig, vae: &TaesdConfig) -> Result<()> {
-        let latents = vae.latent_channels;
-        let is_double = |i: usize| self.unet_input[..i].contains(&self.unet_input[i]);
-        if (0..self.unet_input.len()).any(is_double) || !self.unet_input.contains(&UNetInput::Latents) {
-            return Err(c.error("unet_input", format!("{:?}, expected `latents` and others once each", self.unet_input)));
-        }
-        if self.input_channels(latents) != unet.in_channels {
-            let fact = format!(
-                "{} channels with {latents} per latent, expected {} as unet/config.json: in_channels says",
-                self.input_channels(latents),
-                unet.in_channels
-            );
-            return Err(c.error("unet_input", fact));
-        }
-        if unet.out_channels != latents {
-            let fact = format!("out_channels is {} in unet/config.json, expected {latents} as vae/config.json: latent_channels says", unet.out_channels);
-            return Err(c.error("unet", fact));
-        }
-        let step = vae.downscale * unet.size_multiple();
-        if !self.image_size.is_multiple_of(step) {
-            return Err(c.error(
-                "image_size",
-                format!("{}, expected a multiple of {step} ({} for the vae times {} for the unet)", self.image_size, vae.downscale, unet.size_multiple()),
-            ));
-        }
-        self.check_classes(c, unet)?;
-        if !self.scheduler_config.is_file() {
-            return Err(Error::new(Kind::Io, self.scheduler_config.display().to_string(), "no such file, expected the scheduler's settings"));
-        }
-        Ok(())
-    }
-
-    fn check_classes(&self, c: &Config, unet: &UNet2DConfig) -> Result<()> {
-        let names = &self.class_names;
-        if names.is_empty() || names.iter().any(String::is_empty) {
-            return Err(c.error("class_names", "expected one name or more, none of them empty"));
-        }
-        if let Some(name) = (1..names.len()).map(|i| &names[i]).enumerate().find(|(i, name)| names[..=*i].contains(name)) {
-            return Err(c.error("class_names", format!("`{}` stands there twice", name.1)));
-        }
-        if unet.class_embed != ClassEmbed::Labels(names.len() + 1) {
-            let found = match unet.class_embed {
-                ClassEmbed::Labels(n) => format!("num_class_embeds {n}"),
-                other => format!("class_embed_type {other:?}"),
-            };
-            let fact = format!("{} classes and the null class, but unet/config.json has {found}, expected num_class_embeds {}", names.len(), names.len() + 1);
-            return Err(c.error("class_names", fact));
-        }
-        if self.null_class != names.len() {
-            return Err(c.error("null_class", format!("{}, expected {}: the label after the classes", self.null_class, names.len())));
-        }
-        Ok(())
-    }
-}
-
-/// A pair of library and class, as diffusers writes it.
-fn component(c: &Config, field: &str, supported: &[[&str; 2]]) -> Result<()> {
-    let found = c.texts(field, 2)?.unwrap_or_default();
-    if supported.iter().any(|pair| found == pair) {
-        return Ok(());
-    }
-    Err(c.error(field, format!("{found:?}, expected {supported:?}")))
+    pub unet: Box<dyn Model>,
+    pub vae: Box<dyn Model>,
+    pub denoiser: Denoiser,
+    pub autoencoder: Autoencoder,
+    conditions: Vec<Condition>,
 }
 
 impl InpaintModel {
-    /// Loads the index and both models.
+    /// Loads the folder of a model whose denoiser takes class labels, or whose index names its class tokens.
     pub fn load(folder: &Path) -> Result<InpaintModel> {
         let index = InpaintIndex::read(folder)?;
-        Ok(InpaintModel { index, unet: UNet2DModel::load(&folder.join("unet"))?, vae: Taesd::load(&folder.join("vae"))? })
+        let unet = load_part(folder, "unet")?;
+        let vae = load_part(folder, "vae")?;
+        let conditions = index.conditions()?;
+        Self::new(index, unet, vae, conditions)
+    }
+
+    /// Holds the parts against each other. Fails with the field or input that does not fit.
+    pub fn new(index: InpaintIndex, unet: Box<dyn Model>, vae: Box<dyn Model>, mut conditions: Vec<Condition>) -> Result<InpaintModel> {
+        let place = |part: &str| format!("{}: {part}", index.place);
+        let lacks = |part: &str, what: &str| Error::new(Kind::Config, place(part), format!("the model in this folder is no {what}"));
+        let denoiser = unet.denoiser().ok_or_else(|| lacks("unet", "denoiser"))?;
+        let autoencoder = vae.autoencoder().ok_or_else(|| lacks("vae", "autoencoder"))?;
+        let coders = vae.components();
+        for coder in [Component::VaeEncoder, Component::VaeDecoder] {
+            if !coders.contains(&coder) {
+                return Err(lacks("vae", coder.name()));
+            }
+        }
+        index.check(&denoiser, &autoencoder)?;
+        let rows = index.class_names.len() + 1;
+        for port in unet.ports(Component::Unet, 1).iter().filter(|port| port.name != "sample" && port.name != "timestep") {
+            let given = conditions.iter().find(|condition| condition.port == port.name);
+            match given.map(|condition| &condition.rows) {
+                None if port.optional => {}
+                None if port.dtype == DType::U32 && port.below == Some(rows) => conditions.push(Condition { port: port.name.clone(), rows: None }),
+                None if port.dtype == DType::U32 => {
+                    let fact =
+                        format!("{} classes and the null class, but the unet has {} class embeddings, expected {rows}", rows - 1, port.below.unwrap_or(0));
+                    return Err(Error::new(Kind::Config, place("class_names"), fact));
+                }
+                None => {
+                    return Err(Error::new(
+                        Kind::Config,
+                        place("unet"),
+                        format!("it is conditioned by {}, and nothing says what that is for a class", port.name),
+                    ));
+                }
+                Some(Some(table)) if !fits(table.dims(), rows, &port.shape) => {
+                    let fact = format!("{:?}, expected [{rows}, ...] with {:?} for each class and the null class", table.dims(), &port.shape[1..]);
+                    return Err(Error::new(Kind::Config, place(&port.name), fact));
+                }
+                Some(_) => {}
+            }
+        }
+        let takes = |condition: &&Condition| unet.ports(Component::Unet, 1).iter().any(|port| port.name == condition.port);
+        if let Some(unused) = conditions.iter().find(|condition| !takes(condition)) {
+            return Err(Error::new(Kind::Config, place("unet"), format!("it takes no {}, which was given for its classes", unused.port)));
+        }
+        Ok(InpaintModel { index, unet, vae, denoiser, autoencoder, conditions })
     }
 
     /// Numbers in all parameters.
     pub fn parameters(&self) -> u64 {
-        self.unet.parameters + self.vae.parameters()
+        self.unet.parameters() + self.vae.parameters()
+    }
+
+    /// Rows and columns of images must be multiples of this.
+    pub fn size_multiple(&self) -> usize {
+        self.autoencoder.downscale * self.denoiser.size_multiple
     }
 
     /// Channels, rows and columns of the latents of an image of `image_size`.
     pub fn latent_shape(&self) -> [usize; 3] {
-        let size = self.index.latent_size(self.vae.config.downscale);
-        [self.vae.config.latent_channels, size, size]
+        let size = self.index.image_size / self.autoencoder.downscale;
+        [self.autoencoder.latent_channels, size, size]
     }
+
+    /// image `[N, H, W, 3]` in [0, 1] -> the denoiser's latents `[N, h, w, C]`: the posterior's mode where there is one.
+    pub fn encode(&self, t: &mut Tape, image: Tensor) -> Result<Tensor> {
+        let [black, white] = self.autoencoder.pixel_range;
+        let pixels = affine(t, image, white - black, black)?;
+        let inputs = Inputs::new([("sample".to_string(), pixels)]);
+        let outputs = self.vae.record(t, Component::VaeEncoder, &inputs)?;
+        let find = |name: &str| outputs.iter().find(|output| output.name == name).map(|output| output.tensor);
+        let latents = find("latents").or_else(|| find("latent_dist_mean"));
+        let latents = latents.ok_or_else(|| t.mismatch("the encoder gives no latents".to_string()))?;
+        let scale = self.index.scaling_factor;
+        affine(t, latents, scale, -self.autoencoder.shift_factor * scale)
+    }
+
+    /// latents `[N, h, w, C]` as the denoiser has them -> image `[N, H, W, 3]`, about [0, 1].
+    pub fn decode(&self, t: &mut Tape, latents: Tensor) -> Result<Tensor> {
+        let latents = affine(t, latents, 1.0 / self.index.scaling_factor, self.autoencoder.shift_factor)?;
+        let inputs = Inputs::new([("latents".to_string(), latents)]);
+        let outputs = self.vae.record(t, Component::VaeDecoder, &inputs)?;
+        let sample = outputs.first().ok_or_else(|| t.mismatch("the decoder gives no sample".to_string()))?.tensor;
+        let [black, white] = self.autoencoder.pixel_range;
+        affine(t, sample, 1.0 / (white - black), -black / (white - black))
+    }
+
+    /// sample `[N, h, w, in_channels]`, timestep f32 `[1]`, labels u32 `[N]` (the null class is the number of classes) ->
+    /// what the denoiser predicts, `[N, h, w, C]`.
+    pub fn predict(&self, t: &mut Tape, sample: Tensor, timestep: Tensor, labels: Tensor) -> Result<Tensor> {
+        let mut inputs = vec![("sample".to_string(), sample), ("timestep".to_string(), timestep)];
+        for condition in &self.conditions {
+            let tensor = match &condition.rows {
+                None => labels,
+                Some(rows) => t.scope(&condition.port, |t| look_up(t, rows, labels))?,
+            };
+            inputs.push((condition.port.clone(), tensor));
+        }
+        let outputs = t.scope("unet", |t| {
+            let outputs = self.unet.record(t, Component::Unet, &Inputs::new(inputs))?;
+            outputs.first().map(|output| output.tensor).ok_or_else(|| t.mismatch("the denoiser predicts nothing".to_string()))
+        })?;
+        Ok(outputs)
+    }
+}
+
+/// Whether a table has `rows` rows of a port's shape; tokens `[N, L, D]` may be any number.
+fn fits(table: &[usize], rows: usize, port: &[usize]) -> bool {
+    let axes = table.len() == port.len() && table.first() == Some(&rows);
+    axes && (1..port.len()).all(|i| table[i] == port[i] || (port.len() == 3 && i == 1 && table[1] > 0))
+}
+
+/// Rows of `[V, ...]` by `[N]` labels: `[N, ...]`.
+fn look_up(t: &mut Tape, rows: &Weight, labels: Tensor) -> Result<Tensor> {
+    let mut shape = rows.dims().to_vec();
+    let table = t.weight(rows);
+    let table = t.reshape(table, &[shape[0], shape[1..].iter().product()])?;
+    let found = t.embedding(table, labels)?;
+    shape[0] = t.shape(labels)[0];
+    t.reshape(found, &shape)
+}
+
+/// scale x + shift, and no step when that is x.
+fn affine(t: &mut Tape, x: Tensor, scale: f32, shift: f32) -> Result<Tensor> {
+    if scale == 1.0 && shift == 0.0 { Ok(x) } else { t.activation(x, Function::Affine { scale, shift }) }
+}
+
+/// The single model in the folder `part` of `folder`.
+pub fn load_part(folder: &Path, part: &str) -> Result<Box<dyn Model>> {
+    recognise(&folder.join(part))?.load()
+}
+
+/// The parts of the denoiser's input that its channels leave no other choice for: `[latents]`, `[latents, hole]` or
+/// `[latents, hole, masked image latents]`. None: they fit none of these.
+pub fn unet_input(in_channels: usize, latent_channels: usize) -> Option<Vec<UNetInput>> {
+    let all = [UNetInput::Latents, UNetInput::Hole, UNetInput::MaskedImageLatents];
+    (1..=3).map(|parts| all[..parts].to_vec()).find(|parts| InpaintIndex::channels(parts, latent_channels) == in_channels)
 }

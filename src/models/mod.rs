@@ -1,12 +1,14 @@
 //! Floor 4: models with their checkpoints' own names, and what a folder of files is. `load` reads a published layout
 //! strictly; forward functions record onto a tape, at any batch.
 
+pub mod class_tokens;
 pub mod classifier;
 pub mod densenet;
 pub mod efficientnet;
 pub mod efficientnet_timm;
 pub mod efficientnet_torchvision;
 pub mod inception;
+pub mod inpaint_index;
 pub mod inpaint_model;
 pub mod model;
 pub mod preprocess;
@@ -20,7 +22,8 @@ pub mod unet_2d_blocks;
 pub mod unet_2d_config;
 
 pub use classifier::Classifier;
-pub use inpaint_model::{InpaintIndex, InpaintModel};
+pub use inpaint_index::InpaintIndex;
+pub use inpaint_model::InpaintModel;
 pub use model::{Architecture, Checkpoint, Component, Inputs, Model, Output, Port};
 pub use preprocess::Preprocess;
 pub use recognise::{Found, recognise};

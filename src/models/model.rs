@@ -130,6 +130,30 @@ impl Inputs {
     }
 }
 
+/// What a sampler must know of a denoiser. What conditions it beside the timestep are its other ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Denoiser {
+    pub in_channels: usize,
+    pub out_channels: usize,
+    /// Rows and columns of latents must be multiples of this.
+    pub size_multiple: usize,
+    /// Rows and columns that it was trained on.
+    pub sample_size: Option<[usize; 2]>,
+}
+
+/// What a sampler must know of an autoencoder.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Autoencoder {
+    pub latent_channels: usize,
+    /// Pixels per latent along one axis.
+    pub downscale: usize,
+    /// The denoiser's latents are (latents - shift) scaling_factor; None: the checkpoint does not say.
+    pub scaling_factor: Option<f32>,
+    pub shift_factor: f32,
+    /// Values of black and white on either side: [0, 1] or [-1, 1].
+    pub pixel_range: [f32; 2],
+}
+
 /// A loaded model.
 pub trait Model {
     /// Numbers in all parameters.
@@ -151,6 +175,16 @@ pub trait Model {
 
     /// Records one forward of any batch. Fails at inputs that are missing or do not fit, with the expected shape.
     fn record(&self, t: &mut Tape, component: Component, inputs: &Inputs) -> Result<Vec<Output>>;
+
+    /// What [`Component::Unet`] is to a sampler.
+    fn denoiser(&self) -> Option<Denoiser> {
+        None
+    }
+
+    /// What [`Component::VaeEncoder`] and [`Component::VaeDecoder`] are to a sampler.
+    fn autoencoder(&self) -> Option<Autoencoder> {
+        None
+    }
 
     /// How a classifier's or segmenter's pixels are prepared.
     fn preprocess(&self) -> Option<&Preprocess> {

@@ -96,7 +96,7 @@ pub fn recognise(path: &Path) -> Result<Found> {
 fn unknown_config(config: &Config) -> Error {
     for field in ["_class_name", "architecture"] {
         if config.has(field) {
-            let value = config.text(field, None).unwrap_or_default();
+            let value: String = config.text(field, None).unwrap_or_default().chars().take(80).collect();
             return config.error(field, format!("\"{value}\", expected one of: {}", supported()));
         }
     }

@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::base::{Error, Kind, Result};
-use crate::models::model::{Architecture, Component, Inputs, Model, Output, Port, is_class};
+use crate::models::model::{Architecture, Autoencoder, Component, Inputs, Model, Output, Port, is_class};
 use crate::nn::{Conv2d, GroupNorm};
 use crate::ops::activation::Function;
 use crate::ops::conv2d::Conv2d as Geometry;
@@ -383,6 +383,11 @@ impl Model for Taesd {
             Component::VaeEncoder => vec![Output::image("latents", self.encode(t, inputs.get("sample")?)?)],
             _ => vec![Output::image("sample", self.decode(t, inputs.get("latents")?)?)],
         })
+    }
+
+    fn autoencoder(&self) -> Option<Autoencoder> {
+        let TaesdConfig { latent_channels, downscale, .. } = self.config;
+        Some(Autoencoder { latent_channels, downscale, scaling_factor: None, shift_factor: 0.0, pixel_range: [0.0, 1.0] })
     }
 }
 

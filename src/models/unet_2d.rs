@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::base::{Array, DType, Error, Kind, Result, Shape};
-use crate::models::model::{Architecture, Component, Inputs, Model, Output, Port, is_class};
+use crate::models::model::{Architecture, Component, Denoiser, Inputs, Model, Output, Port, is_class};
 use crate::models::unet_2d_blocks::{DownBlock, MidBlock, UpBlock, UpChannels};
 use crate::models::unet_2d_config::{ClassEmbed, TimeEmbedding, UNet2DConfig};
 use crate::nn::{Conv2d, Embedding, GroupNorm, TimestepEmbedding, TimestepProjection};
@@ -248,6 +248,11 @@ impl Model for UNet2DModel {
         let class = self.class_input().map(|_| inputs.get("class_labels")).transpose()?;
         let y = self.forward(t, inputs.get("sample")?, inputs.get("timestep")?, class)?;
         Ok(vec![Output::image("sample", y)])
+    }
+
+    fn denoiser(&self) -> Option<Denoiser> {
+        let c = &self.config;
+        Some(Denoiser { in_channels: c.in_channels, out_channels: c.out_channels, size_multiple: c.size_multiple(), sample_size: c.sample_size })
     }
 }
 
