@@ -2,9 +2,14 @@
 
 use std::sync::Arc;
 
+use naevus::base::{DType, Result};
 use naevus::exec::check::{prove_op, prove_twin};
-use naevus::exec::gpu::{Gpu, adapters};
+use naevus::exec::gpu::{Gpu, KernelRun, adapters};
 use naevus::ops;
+use naevus::ops::activation::Function;
+use naevus::ops::binary::Operator;
+use naevus::ops::reduce::Reduction;
+use naevus::plan::{Tape, Tensor};
 
 fn gpu() -> Option<Arc<Gpu>> {
     if adapters().is_empty() {
@@ -43,11 +48,60 @@ fn every_twin_agrees_with_pytorch() {
     }
 }
 
+/// The value of the one step that `record` writes on `inputs`, by every variant on the device and by the twin.
+fn on_both(gpu: &Arc<Gpu>, inputs: &[&[f32]], record: impl Fn(&mut Tape, &[Tensor]) -> Result<Tensor>) -> (Vec<Vec<f32>>, Vec<f32>) {
+    let mut tape = Tape::new();
+    let tensors: Vec<Tensor> = inputs.iter().enumerate().map(|(i, v)| tape.input(&i.to_string(), &[v.len()], DType::F32)).collect();
+    let y = record(&mut tape, &tensors).expect("it records");
+    let step = &tape.steps()[0];
+    let accepted = step.op.variants.iter().filter(|v| tape.view(step, |view| (v.accepts)(view)));
+    let actual = accepted.map(|variant| KernelRun::new(gpu, &tape, variant, inputs, None).and_then(|run| run.output()).expect("it runs"));
+    (actual.collect(), ops::case::run_tape(&tape, inputs, y).expect("the twin runs"))
+}
+
+/// Both are NaN, or equal to within 4e-6 of it; infinities have their sign.
+fn agree(a: f32, b: f32) -> bool {
+    a.is_nan() && b.is_nan() || a == b || (a - b).abs() <= 4e-6 * b.abs()
+}
+
+/// NaN, infinities and zeros come out of a kernel as they come out of the twin.
+#[test]
+fn odd_values_are_as_on_the_cpu() {
+    let Some(gpu) = gpu() else { return };
+    let odd = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0, -3.0, -2.5, -1.0, -0.5, 0.25, 1.0, 2.0, 3.0, 77.0, -77.0];
+    let a: Vec<f32> = odd.iter().flat_map(|&a| [a; 14]).collect();
+    let b: Vec<f32> = odd.iter().cycle().take(14 * 14).copied().collect();
+    for operator in [Operator::Add, Operator::Sub, Operator::Mul, Operator::Min, Operator::Max, Operator::Pow] {
+        let (actual, expected) = on_both(&gpu, &[&a, &b], |t, i| t.binary(i[0], i[1], operator));
+        assert_eq!(actual.len(), 2);
+        for (i, (y, expected)) in actual.iter().flat_map(|y| y.iter().zip(&expected)).enumerate() {
+            let (a, b) = (a[i % a.len()], b[i % b.len()]);
+            assert!(agree(*y, *expected), "{operator:?} of {a} and {b}: {y}, expected {expected}");
+        }
+    }
+    let x: Vec<f32> = odd.iter().copied().chain([-104.5, 88.5, 89.5, 1e-3, 3.4e38]).collect();
+    for function in [Function::Exp, Function::Log, Function::Relu6, Function::HardSigmoid, Function::Relu, Function::Abs, Function::Floor] {
+        let (actual, expected) = on_both(&gpu, &[&x], |t, i| t.activation(i[0], function));
+        for (x, (y, expected)) in x.iter().zip(actual[0].iter().zip(&expected)) {
+            assert!(agree(*y, *expected), "{function:?} of {x}: {y}, expected {expected}");
+        }
+    }
+    for reduction in [Reduction::Max, Reduction::Min] {
+        for at in [0, 1, 63, 64, 200] {
+            let mut row = vec![-1.0; 201];
+            row[at] = f32::NAN;
+            let (actual, expected) = on_both(&gpu, &[&row], |t, i| t.reduce(i[0], 0, reduction));
+            assert_eq!(actual.len(), 2);
+            assert!(expected[0].is_nan() && actual.iter().all(|y| y[0].is_nan()), "{reduction:?} with NaN at {at}: {actual:?}");
+        }
+    }
+}
+
 /// The harness must be able to fail: each float kernel, wrong by a tenth of a percent, is found.
 #[test]
 fn broken_kernels_are_found() {
     let Some(gpu) = gpu() else { return };
-    for name in ["activation", "conv2d", "matmul", "attention", "group_norm"] {
+    for name in ["activation", "binary", "conv2d", "matmul", "attention", "channel_affine", "gated", "group_norm", "reduce"] {
         let op = ops::ALL.iter().find(|op| op.name == name).expect("the op exists");
         let proofs = prove_op(&gpu, op, true);
         for variant in op.variants {

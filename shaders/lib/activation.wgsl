@@ -1,16 +1,4 @@
-// Pointwise functions by code; the codes are ops::activation::Function.
-const ACT_IDENTITY: u32 = 0u;
-const ACT_SILU: u32 = 1u;
-const ACT_RELU: u32 = 2u;
-const ACT_GELU: u32 = 3u;
-const ACT_GELU_TANH: u32 = 4u;
-const ACT_SIGMOID: u32 = 5u;
-const ACT_TANH: u32 = 6u;
-const ACT_MISH: u32 = 7u;
-const ACT_LEAKY_RELU: u32 = 8u;
-const ACT_TANH_CLAMP: u32 = 9u;
-const ACT_AFFINE: u32 = 10u;
-
+// The logistic function and the hyperbolic tangent, without overflow.
 fn sigmoid(x: f32) -> f32 {
     // exp of a non-positive number only: no overflow on either side.
     let e = exp(-abs(x));

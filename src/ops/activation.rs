@@ -6,7 +6,8 @@ use rayon::prelude::*;
 
 use crate::base::{DType, Result, Tolerance};
 use crate::ops::binary::larger;
-use crate::ops::{ELEM, LINEAR_INDEX};
+use crate::ops::timestep_embedding::SINCOS;
+use crate::ops::{ELEM, EXPONENTIAL, LINEAR_INDEX, NAN};
 use crate::params;
 use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Op, StepView, Tape, Tensor, TwinCall, Variant};
 
@@ -19,8 +20,10 @@ params! {
     }
 }
 
-/// WGSL fragment: the functions' codes, sigmoid and tanh.
-pub(crate) const FUNCTIONS: &str = include_str!("../../shaders/lib/activation.wgsl");
+/// WGSL fragment: sigmoid and tanh.
+pub(crate) const SIGMOID: &str = include_str!("../../shaders/lib/activation.wgsl");
+/// WGSL fragment: the functions by their codes; it needs the fragments that the card names before it.
+pub(crate) const FUNCTIONS: &str = include_str!("../../shaders/lib/functions.wgsl");
 
 /// A pointwise function; its discriminant is its code in the shader.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -133,7 +136,7 @@ pub static OP: Op = Op {
     cases,
     bench,
     tolerance: Tolerance { relative: 4e-6, reason: "exp and tanh of WGSL may be wrong by a few ulp; erf by 1.5e-7 absolute" },
-    variants: &[Variant::per_element(&[ELEM, LINEAR_INDEX, FUNCTIONS, include_str!("../../shaders/activation.wgsl")])],
+    variants: &[Variant::per_element(&[ELEM, LINEAR_INDEX, NAN, EXPONENTIAL, SINCOS, SIGMOID, FUNCTIONS, include_str!("../../shaders/activation.wgsl")])],
 };
 
 impl Tape {
@@ -261,7 +264,13 @@ fn cost(s: &StepView) -> Cost {
 
 fn case(name: &'static str, function: Function) -> Case {
     // Scale 4: both tails of every function are reached.
-    let x = CaseInput::new("x", &[3, 5, 31], Layout::Plain, Fill::Affine { scale: 4.0, shift: 0.0 });
+    let x = CaseInput::new("x", &[7, 31], Layout::Plain, Fill::Affine { scale: 4.0, shift: 0.0 });
+    Case::new(name, vec![x], move |t, i| t.activation(i[0], function))
+}
+
+/// A function of positive numbers.
+fn positive(name: &'static str, function: Function) -> Case {
+    let x = CaseInput::new("x", &[7, 31], Layout::Plain, Fill::Uniform { low: 0.002, high: 80.0 });
     Case::new(name, vec![x], move |t, i| t.activation(i[0], function))
 }
 
@@ -277,6 +286,31 @@ fn cases() -> Vec<Case> {
         case("leaky_relu", Function::LeakyRelu { slope: 0.01 }),
         case("tanh_clamp", Function::TanhClamp { limit: 3.0 }),
         case("affine", Function::Affine { scale: -1.5, shift: 0.25 }),
+        case("relu6", Function::Relu6),
+        case("clamp", Function::Clamp { low: -2.5, high: 0.75 }),
+        case("hard_sigmoid", Function::HardSigmoid),
+        case("hard_swish", Function::HardSwish),
+        case("quick_gelu", Function::QuickGelu),
+        case("exp", Function::Exp),
+        positive("log", Function::Log),
+        positive("sqrt", Function::Sqrt),
+        case("erf", Function::Erf),
+        case("abs", Function::Abs),
+        case("elu", Function::Elu { alpha: 0.75 }),
+        case("softplus", Function::Softplus),
+        positive("reciprocal", Function::Reciprocal),
+        case("sin", Function::Sin),
+        case("cos", Function::Cos),
+        case("floor", Function::Floor),
+        case("softsign", Function::Softsign),
+        Case::new("far_sin", vec![CaseInput::new("x", &[70_001], Layout::Plain, Fill::Affine { scale: 3000.0, shift: 0.0 })], |t, i| {
+            t.activation(i[0], Function::Sin)
+        })
+        .without_golden(),
+        Case::new("far_exp", vec![CaseInput::new("x", &[70_001], Layout::Plain, Fill::Uniform { low: -120.0, high: 88.0 })], |t, i| {
+            t.activation(i[0], Function::Exp)
+        })
+        .without_golden(),
         Case::new("large", vec![CaseInput::new("x", &[2_200_000], Layout::Plain, Fill::Affine { scale: 40.0, shift: 0.0 })], |t, i| {
             t.activation(i[0], Function::Silu)
         })

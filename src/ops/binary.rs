@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use crate::base::{DType, Result, Tolerance};
 use crate::ops::axes::{AXES, TASK, Walk, broadcast, broadcast_strides, words};
-use crate::ops::{ELEM, LINEAR_INDEX};
+use crate::ops::{ELEM, EXPONENTIAL, LINEAR_INDEX, NAN};
 use crate::params;
 use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Op, StepView, Tape, Tensor, TwinCall, Variant};
 
@@ -80,6 +80,9 @@ pub enum Operator {
     Pow = 6,
 }
 
+/// WGSL fragment: the operators by their codes.
+const OPERATORS: &str = include_str!("../../shaders/lib/operators.wgsl");
+
 pub static OP: Op = Op {
     name: "binary",
     params: Params::FIELDS,
@@ -89,7 +92,14 @@ pub static OP: Op = Op {
     cases,
     bench,
     tolerance: Tolerance { relative: 1e-6, reason: "sums and products are rounded once; WGSL's quotient may be wrong by 2.5 ulp, a^b by |b| ulp of log a" },
-    variants: &[],
+    variants: &[
+        Variant::per_element(&[ELEM, LINEAR_INDEX, NAN, EXPONENTIAL, OPERATORS, include_str!("../../shaders/binary.wgsl")]),
+        Variant {
+            name: "equal",
+            accepts: |s| s.inputs[0] == s.inputs[1],
+            ..Variant::per_element(&[ELEM, LINEAR_INDEX, NAN, EXPONENTIAL, OPERATORS, include_str!("../../shaders/binary_equal.wgsl")])
+        },
+    ],
 };
 
 impl Tape {

@@ -27,7 +27,7 @@ pub static OP: Op = Op {
     cases,
     bench,
     tolerance: Tolerance { relative: 4e-7, reason: "two roundings, the product's at most that of the largest term" },
-    variants: &[],
+    variants: &[Variant::per_element(&[ELEM, LINEAR_INDEX, include_str!("../../shaders/channel_affine.wgsl")])],
 };
 
 impl Tape {

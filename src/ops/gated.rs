@@ -7,7 +7,8 @@ use rayon::prelude::*;
 
 use crate::base::{DType, Result, Tolerance};
 use crate::ops::activation::{self, Function};
-use crate::ops::{ELEM, LINEAR_INDEX};
+use crate::ops::timestep_embedding::SINCOS;
+use crate::ops::{ELEM, EXPONENTIAL, LINEAR_INDEX, NAN};
 use crate::params;
 use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Op, StepView, Tape, Tensor, TwinCall, Variant};
 
@@ -31,7 +32,16 @@ pub static OP: Op = Op {
     cases,
     bench,
     tolerance: Tolerance { relative: 4e-6, reason: "the activation's own bound, and one product" },
-    variants: &[],
+    variants: &[Variant::per_element(&[
+        ELEM,
+        LINEAR_INDEX,
+        NAN,
+        EXPONENTIAL,
+        SINCOS,
+        activation::SIGMOID,
+        activation::FUNCTIONS,
+        include_str!("../../shaders/gated.wgsl"),
+    ])],
 };
 
 impl Tape {

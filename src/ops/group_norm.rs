@@ -33,7 +33,7 @@ pub static OP: Op = Op {
     tolerance: Tolerance { relative: 2e-5, reason: "f32 sums of up to 1e4 terms, with |mean| up to 1000 deviations in one case" },
     variants: &[Variant {
         name: "direct",
-        source: &[ELEM, TREE_F32, activation::FUNCTIONS, include_str!("../../shaders/group_norm.wgsl")],
+        source: &[ELEM, TREE_F32, activation::SIGMOID, include_str!("../../shaders/group_norm.wgsl")],
         workgroup: 64,
         constants: |_| vec![],
         accepts: |_| true,

@@ -36,6 +36,10 @@ use crate::plan::Op;
 pub(crate) const ELEM: &str = include_str!("../../shaders/lib/elem_f32.wgsl");
 /// WGSL fragment: the index of an invocation in a `grid_1d` grid.
 pub(crate) const LINEAR_INDEX: &str = include_str!("../../shaders/lib/linear_index.wgsl");
+/// WGSL fragment: NaN, and the extremes that keep it.
+pub(crate) const NAN: &str = include_str!("../../shaders/lib/nan.wgsl");
+/// WGSL fragment: exponential and power; needs [`NAN`].
+pub(crate) const EXPONENTIAL: &str = include_str!("../../shaders/lib/exponential.wgsl");
 /// WGSL fragment: sum and maximum over a workgroup.
 pub(crate) const TREE_F32: &str = include_str!("../../shaders/lib/tree_f32.wgsl");
 /// WGSL fragment: integer sum and minimum over a workgroup.

@@ -54,7 +54,7 @@ pub static OP: Op = Op {
     cases,
     bench,
     tolerance: Tolerance::EXACT,
-    variants: &[],
+    variants: &[Variant::per_element(&[ELEM, LINEAR_INDEX, include_str!("../../shaders/permute.wgsl")])],
 };
 
 impl Tape {
@@ -119,10 +119,7 @@ fn cases() -> Vec<Case> {
 }
 
 fn bench() -> Vec<Case> {
-    vec![
-        case("swin_windows_8x56x56x96", &[8, 8, 7, 8, 7, 96], &[0, 1, 3, 2, 4, 5]),
-        case("to_channels_first_96x64x64", &[8, 96, 64, 64], &[0, 3, 1, 2]),
-    ]
+    vec![case("swin_windows_8x56x56x96", &[8, 8, 7, 8, 7, 96], &[0, 1, 3, 2, 4, 5]), case("to_channels_first_96x64x64", &[8, 96, 64, 64], &[0, 3, 1, 2])]
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::base::{DType, Result, Tolerance};
 use crate::ops::binary::{larger, smaller};
-use crate::ops::{ELEM, LINEAR_INDEX};
+use crate::ops::{ELEM, LINEAR_INDEX, NAN};
 use crate::params;
 use crate::plan::card::grid_1d;
 use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Op, StepView, Tape, Tensor, TwinCall, Variant};
@@ -36,6 +36,9 @@ pub enum Reduction {
     Prod = 5,
 }
 
+/// WGSL fragment: the reductions by their codes.
+const REDUCTION: &str = include_str!("../../shaders/lib/reduction.wgsl");
+
 pub static OP: Op = Op {
     name: "reduce",
     params: Params::FIELDS,
@@ -44,8 +47,22 @@ pub static OP: Op = Op {
     cost,
     cases,
     bench,
-    tolerance: Tolerance { relative: 4e-6, reason: "f32 sums of up to 1e4 terms, cut into blocks; products of up to 64 factors" },
-    variants: &[],
+    tolerance: Tolerance { relative: 2e-6, reason: "f32 sums in blocks, of up to 3e5 terms; products of up to 65 factors, an ulp each" },
+    variants: &[
+        Variant::per_element(&[ELEM, LINEAR_INDEX, NAN, REDUCTION, include_str!("../../shaders/reduce.wgsl")]),
+        Variant {
+            name: "tree",
+            source: &[ELEM, NAN, REDUCTION, include_str!("../../shaders/reduce_tree.wgsl")],
+            workgroup: 64,
+            constants: |_| vec![],
+            // Long rows of few neighbours: one invocation per result would leave the device idle, with loads far apart.
+            accepts: |s| {
+                let p: Params = s.params();
+                p.length >= 64 && p.inner < 8
+            },
+            grid: |s| grid_1d(s.output.numel(), 1),
+        },
+    ],
 };
 
 impl Tape {
@@ -152,10 +169,7 @@ fn cases() -> Vec<Case> {
 }
 
 fn bench() -> Vec<Case> {
-    vec![
-        case("tokens_1024x768", &[8, 1024, 768], 1, Reduction::Mean, Fill::Normal),
-        case("norm_4096x512", &[4096, 512], 1, Reduction::L2, Fill::Normal),
-    ]
+    vec![case("tokens_1024x768", &[8, 1024, 768], 1, Reduction::Mean, Fill::Normal), case("norm_4096x512", &[4096, 512], 1, Reduction::L2, Fill::Normal)]
 }
 
 #[cfg(test)]

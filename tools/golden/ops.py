@@ -38,9 +38,29 @@ def activation():
         "leaky_relu": lambda x: F.leaky_relu(x, 0.01),
         "tanh_clamp": lambda x: torch.tanh(x / 3) * 3,
         "affine": lambda x: -1.5 * x + 0.25,
+        "relu6": F.relu6,
+        "clamp": lambda x: x.clamp(-2.5, 0.75),
+        "hard_sigmoid": F.hardsigmoid,
+        "hard_swish": F.hardswish,
+        "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+        "exp": torch.exp,
+        "log": torch.log,
+        "sqrt": torch.sqrt,
+        "erf": torch.erf,
+        "abs": torch.abs,
+        "elu": lambda x: F.elu(x, 0.75),
+        "softplus": lambda x: F.softplus(x, threshold=1000),
+        "reciprocal": torch.reciprocal,
+        "sin": torch.sin,
+        "cos": torch.cos,
+        "floor": torch.floor,
+        "softsign": F.softsign,
     }
     for case, function in functions.items():
-        x = affine("activation", case, "x", (3, 5, 31), 4.0)
+        if case in ("log", "sqrt", "reciprocal"):
+            x = uniform(("activation", case, "x"), (7, 31), 0.002, 80.0)
+        else:
+            x = affine("activation", case, "x", (7, 31), 4.0)
         yield case, {"x": x}, function(x)
 
 
@@ -104,11 +124,124 @@ def attention():
         yield case, inputs, y.transpose(1, 2).flatten(2)
 
 
+def channels_last(x):
+    """The tape's axis order, in which ops count axes."""
+    return x.permute(0, 2, 3, 1) if x.ndim == 4 else x
+
+
+def channels_first(x):
+    return x.permute(0, 3, 1, 2) if x.ndim == 4 else x
+
+
 def binary():
-    operators = {"add": torch.add, "sub": torch.sub, "mul": torch.mul}
-    for case, shape, operator in (("add", (3, 5, 31), "add"), ("sub", (6, 7, 9), "sub"), ("mul", (467,), "mul"), ("one", (1,), "add")):
-        inputs = fill("binary", case, a=shape, b=shape)
-        yield case, inputs, operators[operator](inputs["a"], inputs["b"])
+    for case, a, b, operator in (
+        ("add", (3, 5, 31), (3, 5, 31), torch.add),
+        ("sub", (6, 7, 9), (6, 7, 9), torch.sub),
+        ("mul", (467,), (467,), torch.mul),
+        ("one", (1,), (1,), torch.add),
+        ("div", (5, 43), (0.25, 80.0, 5, 43), torch.div),
+        ("min", (5, 43), (5, 43), torch.minimum),
+        ("max", (5, 43), (5, 43), torch.maximum),
+        ("pow", (0.05, 6.0, 7, 67), (-3.0, 4.0, 7, 67), torch.pow),
+        ("pow_square", (7, 67), (2.0, 2.0, 1), torch.pow),
+        ("pow_cube", (7, 67), (3.0, 3.0, 1), torch.pow),
+        ("pow_of_zero_or_one", (3, 37), (3, 37), torch.pow),
+        ("by_scalar", (3, 5, 7), (), torch.sub),
+        ("scalar_by", (1,), (3, 41), torch.sub),
+        ("by_channel", (2, 7, 5, 3), (7,), torch.mul),
+        ("by_item_and_channel", (2, 7, 5, 3), (2, 7, 1, 1), torch.sub),
+        ("by_pixel", (2, 7, 5, 3), (2, 1, 5, 3), torch.sub),
+        ("outer", (11, 1), (1, 13), torch.sub),
+        ("both_repeat", (2, 1, 3, 1, 5, 1), (3, 1, 4, 1, 3), torch.sub),
+    ):
+
+        def values(name, shape):
+            """A shape that begins with fractions begins with the bounds of a uniform distribution."""
+            if shape and isinstance(shape[0], float):
+                return uniform(("binary", case, name), shape[2:], *shape[:2])
+            drawn = normal(("binary", case, name), shape)
+            return (drawn > 0).double() if case == "pow_of_zero_or_one" else drawn
+
+        inputs = {"a": values("a", a), "b": values("b", b)}
+        yield case, inputs, channels_first(operator(*map(channels_last, inputs.values())))
+
+
+def permute():
+    for case, shape, order in (
+        ("transpose", (13, 37), (1, 0)),
+        ("tokens", (2, 9, 5), (0, 2, 1)),
+        ("to_channels_first", (2, 7, 5, 3), (0, 3, 1, 2)),
+        ("reversed", (2, 7, 5, 3), (3, 2, 1, 0)),
+        ("one_pixel", (3, 5, 1, 1), (0, 3, 1, 2)),
+        ("heads", (2, 3, 5, 2, 7), (3, 0, 2, 1, 4)),
+        ("windows", (2, 3, 4, 2, 5, 3), (0, 1, 3, 2, 4, 5)),
+        ("six_axes", (2, 3, 2, 5, 3, 2), (5, 3, 1, 4, 2, 0)),
+    ):
+        x = normal(("permute", case, "x"), shape)
+        yield case, {"x": x}, channels_first(channels_last(x).permute(order))
+
+
+def reduce():
+    plain, near_one, far, below = (1.0, 0.0), (0.125, 1.0), (1.0, 100.0), (1.0, -100.0)
+    functions = {
+        "sum": torch.sum,
+        "mean": torch.mean,
+        "max": torch.amax,
+        "min": torch.amin,
+        "l2": lambda x, dim: torch.linalg.vector_norm(x, dim=dim),
+        "prod": torch.prod,
+    }
+    for case, shape, axis, function, (scale, shift) in (
+        ("sum", (3, 17, 5), 1, "sum", plain),
+        ("mean", (5, 37), 1, "mean", plain),
+        ("max", (3, 17, 5), 1, "max", far),
+        ("min", (3, 17, 5), 2, "min", far),
+        ("l2", (7, 43), 1, "l2", plain),
+        ("prod", (3, 19, 5), 1, "prod", near_one),
+        ("one_axis", (67,), 0, "sum", near_one),
+        ("of_one", (5, 1, 7), 1, "l2", plain),
+        ("across_the_batch", (5, 3, 7), 0, "mean", plain),
+        ("rows_of_images", (2, 7, 5, 3), 1, "mean", plain),
+        ("channels_of_images", (2, 7, 5, 3), 3, "max", plain),
+        ("tree_sum", (3, 301), 1, "sum", near_one),
+        ("tree_mean", (2, 129, 3), 1, "mean", plain),
+        ("tree_max", (3, 301), 1, "max", below),
+        ("tree_min", (2, 129, 3), 1, "min", far),
+        ("tree_l2", (3, 301), 1, "l2", plain),
+        ("tree_prod", (3, 65), 1, "prod", near_one),
+    ):
+        x = affine("reduce", case, "x", shape, scale, shift)
+        yield case, {"x": x}, functions[function](channels_last(x), dim=axis)
+
+
+def gated():
+    for case, shape, function in (
+        ("geglu", (2, 7, 26), F.gelu),
+        ("swiglu", (11, 14), F.silu),
+        ("glu", (38,), torch.sigmoid),
+        ("bilinear", (3, 2), lambda x: x),
+        ("constants", (5, 22), lambda x: x.clamp(-0.5, 1.25)),
+        ("images", (2, 6, 5, 3), F.gelu),
+    ):
+        x = affine("gated", case, "x", shape, 2.0)
+        half, gate = x.chunk(2, dim=1 if len(shape) == 4 else -1)
+        yield case, {"x": x}, half * function(gate)
+
+
+def channel_affine():
+    for case, shape, relu in (
+        ("images", (2, 7, 5, 3), False),
+        ("images_relu", (2, 13, 3, 5), True),
+        ("vectors", (9, 31), False),
+        ("tokens_relu", (3, 5, 17), True),
+        ("one_channel", (2, 1, 5, 7), False),
+    ):
+        x = normal(("channel_affine", case, "x"), shape)
+        channels = (shape[1 if len(shape) == 4 else -1],)
+        scale = affine("channel_affine", case, "scale", channels, 0.5, 1.0)
+        shift = normal(("channel_affine", case, "shift"), channels)
+        y = channels_first(channels_last(x) * scale + shift)
+        yield case, {"x": x, "scale": scale, "shift": shift}, F.relu(y) if relu else y
 
 
 def concat():
@@ -359,18 +492,22 @@ OPS = (
     activation,
     attention,
     binary,
+    channel_affine,
     concat,
     conv2d,
     count_nonfinite,
     ddim_step,
     divide,
     embedding,
+    gated,
     group_norm,
     image_to_tensor,
     layer_norm,
     matmul,
     modulate,
+    permute,
     pool2d,
+    reduce,
     repeat,
     slice,
     softmax,
