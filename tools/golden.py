@@ -14,10 +14,10 @@ from pathlib import Path
 import diffusers
 import torch
 
-from golden import ddim, inpaint, ops, resize, resnet, taesd, unet
+from golden import classifiers, ddim, inpaint, ops, resize, resnet, taesd, unet
 from golden.files import ROOT
 
-FIXTURES = ops.FIXTURES | unet.FIXTURES | taesd.FIXTURES | resnet.FIXTURES | inpaint.FIXTURES | ddim.FIXTURES | resize.FIXTURES
+FIXTURES = ops.FIXTURES | unet.FIXTURES | taesd.FIXTURES | resnet.FIXTURES | classifiers.FIXTURES | inpaint.FIXTURES | ddim.FIXTURES | resize.FIXTURES
 PROOF_TOLERANCE = 1e-5
 
 
