@@ -14,10 +14,11 @@ from pathlib import Path
 import diffusers
 import torch
 
-from golden import ddim, inpaint, ops, resize, resnet, taesd, unet, vit
+from golden import classifiers, ddim, inpaint, ops, resize, resnet, taesd, unet, vit
 from golden.files import ROOT
 
-FIXTURES = ops.FIXTURES | vit.FIXTURES | unet.FIXTURES | taesd.FIXTURES | resnet.FIXTURES | inpaint.FIXTURES | ddim.FIXTURES | resize.FIXTURES
+MODULES = (ops, classifiers, ddim, inpaint, resize, resnet, taesd, unet, vit)
+FIXTURES = {name: make for module in MODULES for name, make in module.FIXTURES.items()}
 PROOF_TOLERANCE = 1e-5
 
 
