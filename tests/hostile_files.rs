@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use naevus::base::{DType, Error, Result};
-use naevus::models::{InpaintModel, ResNet, Taesd, UNet2DModel, recognise};
+use naevus::models::{InpaintModel, Inputs, Taesd, UNet2DModel, recognise};
 use naevus::plan::Tape;
 use serde_json::{Value, json};
 
@@ -17,7 +17,7 @@ type Load = fn(&Path) -> Result<()>;
 const TARGETS: [(&str, Load, &[&str], &[&str]); 4] = [
     ("unet-attention-classes", load_unet, &["diffusion_pytorch_model.safetensors"], &["config.json"]),
     ("taesd-pool", load_taesd, &["encoder.safetensors", "decoder.safetensors"], &["config.json"]),
-    ("resnet18", load_resnet, &["model.safetensors"], &["config.json"]),
+    ("resnet18", load_model, &["model.safetensors"], &["config.json"]),
     ("inpaint-tiny", load_inpaint, &["unet/diffusion_pytorch_model.safetensors"], &["model_index.json", "unet/config.json", "vae/config.json"]),
 ];
 
@@ -40,12 +40,16 @@ fn load_taesd(folder: &Path) -> Result<()> {
     model.decode(&mut t, latents).map(|_| ())
 }
 
-fn load_resnet(folder: &Path) -> Result<()> {
-    let model = ResNet::load(folder)?;
-    let mut t = Tape::new();
-    let pixels = t.input("pixels", &[1, 64, 64, 3], DType::F32);
-    let features = model.features(&mut t, pixels)?;
-    model.logits(&mut t, features).map(|_| ())
+/// Any single model: loads it and records its components.
+fn load_model(folder: &Path) -> Result<()> {
+    let model = recognise(folder)?.load()?;
+    for component in model.components() {
+        let mut t = Tape::new();
+        let inputs = model.ports(component, 1).into_iter().map(|port| (port.name.clone(), t.input(&port.name, &port.shape, port.dtype)));
+        let inputs = Inputs::new(inputs.collect::<Vec<_>>());
+        model.record(&mut t, component, &inputs)?;
+    }
+    Ok(())
 }
 
 fn load_inpaint(folder: &Path) -> Result<()> {
@@ -284,7 +288,7 @@ fn an_index_that_contradicts_its_parts_is_refused() {
         ("model_index.json", "image_size", json!(40), "image_size: 40, expected a multiple of 16"),
         ("model_index.json", "hole_to_latent", json!("bilinear"), "hole_to_latent: \"bilinear\", expected one of \"max_pool\""),
         ("model_index.json", "scheduler", json!(["diffusers", "PNDM"]), "scheduler: [\"diffusers\", \"PNDM\"], expected ["),
-        ("unet/config.json", "num_class_embeds", json!(null), "class_names: 3 classes and the null class, but unet/config.json has class_embed_type None"),
+        ("unet/config.json", "num_class_embeds", json!(null), "unused class_embedding.weight"),
         ("unet/config.json", "out_channels", json!(8), "unet: out_channels is 8 in unet/config.json, expected 4"),
         ("vae/config.json", "downscale", json!(16), "vae/config.json: encoder: downscale 8 in the weights, expected 16"),
         ("vae/config.json", "pool_branch_in_middle_blocks", json!(false), "encoder: pool_branch_in_middle_blocks true in the weights, expected false"),

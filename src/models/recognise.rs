@@ -76,7 +76,7 @@ pub fn recognise(path: &Path) -> Result<Found> {
         return Ok(Found::Pipeline { folder: path.to_path_buf(), class });
     }
     let config_path = path.join("config.json");
-    if config_path.is_file() {
+    if config_path.exists() {
         let config = Config::read(&config_path)?;
         return match ARCHITECTURES.iter().find(|row| (row.is_config)(&config)) {
             Some(architecture) => Ok(Found::Model { architecture, checkpoint: Checkpoint { path: path.to_path_buf(), config: Some(config) } }),
