@@ -289,7 +289,7 @@ fn an_index_that_contradicts_its_parts_is_refused() {
         ("model_index.json", "hole_to_latent", json!("bilinear"), "hole_to_latent: \"bilinear\", expected one of \"max_pool\""),
         ("model_index.json", "scheduler", json!(["diffusers", "PNDM"]), "scheduler: [\"diffusers\", \"PNDM\"], expected ["),
         ("unet/config.json", "num_class_embeds", json!(null), "unused class_embedding.weight"),
-        ("unet/config.json", "out_channels", json!(8), "unet: out_channels is 8 in unet/config.json, expected 4"),
+        ("unet/config.json", "out_channels", json!(8), "conv_out.weight is [4, 4, 3, 3], expected [8, 4, 3, 3]"),
         ("vae/config.json", "downscale", json!(16), "vae/config.json: encoder: downscale 8 in the weights, expected 16"),
         ("vae/config.json", "pool_branch_in_middle_blocks", json!(false), "encoder: pool_branch_in_middle_blocks true in the weights, expected false"),
         ("vae/config.json", "files", json!({"encoder": "../secret", "decoder": "decoder.safetensors"}), "expected a file name within the folder"),
