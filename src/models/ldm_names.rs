@@ -170,20 +170,21 @@ pub fn clip(wrapped: bool) -> NameMap {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
 
     /// One tensor of tests/golden/names: part, name in the file, shape there, names in the model.
-    struct Told {
-        part: String,
-        file: String,
+    pub struct Told {
+        pub part: String,
+        pub file: String,
+        pub shape: Vec<usize>,
         model: Vec<String>,
     }
 
     /// A list of tools/golden/ldm.py, where diffusers' converters have confirmed every row.
-    fn told(list: &str) -> Vec<Told> {
+    pub fn told(list: &str) -> Vec<Told> {
         let mut above = [const { String::new() }; 4];
         let row = |line: &str| {
             for (text, column) in line.split(' ').zip(&mut above) {
@@ -191,7 +192,8 @@ mod tests {
                 *column = format!("{}{rest}", &column[..shared.parse::<usize>().unwrap()]);
             }
             let model = above[3].split('+').filter(|name| *name != "-").map(str::to_string).collect();
-            Told { part: above[0].clone(), file: above[1].clone(), model }
+            let shape = above[2].split('x').map(|dim| dim.parse().unwrap()).collect();
+            Told { part: above[0].clone(), file: above[1].clone(), shape, model }
         };
         list.lines().map(row).collect()
     }

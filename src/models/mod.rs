@@ -10,6 +10,7 @@ pub mod efficientnet_torchvision;
 pub mod inception;
 pub mod inpaint_index;
 pub mod inpaint_model;
+pub mod ldm_config;
 pub mod ldm_names;
 pub mod model;
 pub mod name_map;

@@ -3,6 +3,7 @@ models. Every name that is made here goes back through diffusers' own converters
 
 import contextlib
 import io
+import json
 import re
 
 import torch
@@ -174,6 +175,7 @@ def vae_config(channels, **options):
 
 def clip_config(hidden, layers, act, projection=None, vocabulary=49408, positions=77, **options):
     given = {"hidden_size": hidden, "intermediate_size": 4 * hidden, "num_hidden_layers": layers, "num_attention_heads": max(1, hidden // 64), "hidden_act": act}
+    given["architectures"] = ["CLIPTextModelWithProjection" if projection else "CLIPTextModel"]
     return CLIPTextConfig(vocab_size=vocabulary, max_position_embeddings=positions, projection_dim=projection or hidden, **given, **options)
 
 
@@ -188,15 +190,16 @@ SDXL_EXTRA = {"addition_embed_type": "text_time", "addition_time_embed_dim": 256
 
 def full_size(name):
     """Models of the published sizes, without memory: UNet, autoencoder, [(text encoder, prefix, is OpenCLIP's, has a last layer more)]."""
-    vae = AutoencoderKL(**vae_config(SD_VAE))
+    latents = {"sd1": 64, "sd2": 64 if name == "sd2-inpaint" else 96, "sdx": 128}[name[:3]]
+    vae = AutoencoderKL(**vae_config(SD_VAE, sample_size=8 * latents, **({"scaling_factor": 0.13025} if name == "sdxl" else {})))
     if name.startswith("sd1"):
-        unet = unet_config((320, 640, 1280, 1280), 768, (1, 1, 1, 0), in_channels=9 if name.endswith("inpaint") else 4, **SD1)
+        unet = unet_config((320, 640, 1280, 1280), 768, (1, 1, 1, 0), in_channels=9 if name.endswith("inpaint") else 4, sample_size=latents, **SD1)
         return UNet2DConditionModel(**unet), vae, [(text_model(clip_config(768, 12, "quick_gelu")), "cond_stage_model.transformer.", False, False)]
     if name.startswith("sd2"):
         channels = {"sd2-inpaint": 9, "sd2-depth": 5}.get(name, 4)
-        unet = unet_config((320, 640, 1280, 1280), 1024, (1, 1, 1, 0), in_channels=channels, attention_head_dim=[5, 10, 20, 20], use_linear_projection=True)
+        unet = unet_config((320, 640, 1280, 1280), 1024, (1, 1, 1, 0), in_channels=channels, attention_head_dim=[5, 10, 20, 20], use_linear_projection=True, sample_size=latents)
         return UNet2DConditionModel(**unet), vae, [(text_model(clip_config(1024, 23, "gelu")), "cond_stage_model.model.", True, True)]
-    unet = unet_config((320, 640, 1280), 2048, (0, 2, 10), attention_head_dim=[5, 10, 20], **SDXL_EXTRA)
+    unet = unet_config((320, 640, 1280), 2048, (0, 2, 10), attention_head_dim=[5, 10, 20], sample_size=latents, **SDXL_EXTRA)
     first, second = text_model(clip_config(768, 12, "quick_gelu")), text_model(clip_config(1280, 32, "gelu", projection=1280), projected=True)
     return UNet2DConditionModel(**unet), vae, [(first, "conditioner.embedders.0.transformer.", False, False), (second, "conditioner.embedders.1.model.", True, False)]
 
@@ -232,6 +235,7 @@ class Rows(Json):
 def name_list(name):
     """Every tensor of a full-size file: part, name in the file, shape there, and the model's name (several with `+`, none as `-`).
     All have the same autoencoder: it is in the first list only."""
+    names = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
     with torch.device("meta"):
         unet, vae, texts = full_size(name)
         parts = states(unet, vae, texts)
@@ -251,7 +255,9 @@ def name_list(name):
             continue
         for key, value in sorted(state.items()):
             rows.append([part, key, "x".join(str(dim) for dim in value.shape), "+".join(sorted(owners.get(key, ["-"])))])
-    return {f"names/{name}.txt": Rows(rows)}
+    configs = {"unet": unet.config, "vae": vae.config} | {part: text.config.to_dict() for part, (text, *_) in zip(list(parts)[2:], texts)}
+    published = {part: {"_class_name": names.get(part)} | dict(config) for part, config in configs.items()}
+    return {f"names/{name}.txt": Rows(rows), f"names/{name}.json": Json(json.loads(json.dumps(published, default=str)))}
 
 
 NAMES = ("sd1-inpaint", "sd2-depth", "sdxl")
