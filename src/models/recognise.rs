@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 
 use crate::base::{Error, Kind, Result};
 use crate::models::model::{Architecture, Checkpoint, Model};
-use crate::models::{densenet, efficientnet, inception, resnet, squeezenet, taesd, unet_2d, vit};
+use crate::models::{densenet, efficientnet, inception, resnet, squeezenet, taesd, unet_2d, unet_2d_condition, vit};
 use crate::weights::{Config, Store};
 
 /// Every architecture. The first row that knows a checkpoint has it.
 pub static ARCHITECTURES: &[&Architecture] = &[
     &unet_2d::ARCHITECTURE,
+    &unet_2d_condition::ARCHITECTURE,
     &taesd::ARCHITECTURE,
     &resnet::ARCHITECTURE,
     &densenet::ARCHITECTURE,
@@ -126,6 +127,8 @@ mod tests {
         write(r#"{"_class_name": "UNet2DModel"}"#);
         assert_eq!(name(dir.path()), "diffusers UNet2DModel");
         assert_eq!(name(&config), "diffusers UNet2DModel");
+        write(r#"{"_class_name": "UNet2DConditionModel"}"#);
+        assert_eq!(name(dir.path()), "diffusers UNet2DConditionModel");
         write(r#"{"architecture": "resnet50.a1_in1k"}"#);
         assert_eq!(name(dir.path()), "ResNet classifier");
         write(r#"{"_class_name": "Kandinsky"}"#);
@@ -144,5 +147,9 @@ mod tests {
         }
         writer.write(&path).unwrap();
         assert_eq!(name(&path), "diffusers UNet2DModel");
+        writer.f32("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q.weight", &[1], vec![0.0]).unwrap();
+        writer.write(&path).unwrap();
+        assert_eq!(name(&path), "diffusers UNet2DConditionModel");
+        assert!(recognise(&path).unwrap().load().err().unwrap().to_string().contains("no config.json beside the weights"));
     }
 }

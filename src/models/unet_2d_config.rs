@@ -4,25 +4,37 @@
 use std::path::Path;
 
 use crate::base::Result;
+use crate::models::resnet_block_2d::ResnetConfig;
+use crate::models::unet_2d_blocks::{BlockConfig, MixerConfig, UpChannels};
+use crate::nn::attention::AttentionConfig;
 use crate::ops::activation::Function;
 use crate::weights::Config;
 
 /// Bounds of a hostile file: no published model comes near.
-const MAX_CHANNELS: usize = 65_536;
-const MAX_BLOCKS: usize = 16;
-const MAX_LAYERS: usize = 64;
+pub(super) const MAX_CHANNELS: usize = 65_536;
+pub(super) const MAX_BLOCKS: usize = 16;
+pub(super) const MAX_LAYERS: usize = 64;
+
+/// What mixes positions after each residual block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mixing {
+    None,
+    Attention,
+    /// Transformer blocks, which attend to tokens too.
+    CrossAttention,
+}
 
 /// How a block changes the resolution, and with what it mixes positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockType {
-    pub attention: bool,
+    pub mixing: Mixing,
     /// Change of resolution by a residual block in place of a convolution.
     pub resnet_resample: bool,
 }
 
-const PLAIN: BlockType = BlockType { attention: false, resnet_resample: false };
-const ATTENTION: BlockType = BlockType { attention: true, resnet_resample: false };
-const RESNET: BlockType = BlockType { attention: false, resnet_resample: true };
+pub(super) const PLAIN: BlockType = BlockType { mixing: Mixing::None, resnet_resample: false };
+pub(super) const ATTENTION: BlockType = BlockType { mixing: Mixing::Attention, resnet_resample: false };
+pub(super) const RESNET: BlockType = BlockType { mixing: Mixing::None, resnet_resample: true };
 
 /// The names with `UNetRes` before them are those of the first published checkpoints.
 const DOWN_BLOCKS: [(&str, BlockType); 5] = [
@@ -34,7 +46,7 @@ const DOWN_BLOCKS: [(&str, BlockType); 5] = [
 ];
 const UP_BLOCKS: [(&str, BlockType); 5] =
     [("UpBlock2D", PLAIN), ("AttnUpBlock2D", ATTENTION), ("ResnetUpsampleBlock2D", RESNET), ("UNetResUpBlock2D", PLAIN), ("UNetResAttnUpBlock2D", ATTENTION)];
-const ACTIVATIONS: [(&str, Function); 5] =
+pub(super) const ACTIVATIONS: [(&str, Function); 5] =
     [("silu", Function::Silu), ("swish", Function::Silu), ("mish", Function::Mish), ("gelu", Function::Gelu), ("relu", Function::Relu)];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,6 +172,60 @@ impl UNet2DConfig {
         1 << (self.block_out_channels.len() - 1)
     }
 
+    /// What the residual blocks have in common.
+    fn resnet(&self) -> ResnetConfig {
+        ResnetConfig {
+            time_embedding_dim: Some(self.time_embedding_dim),
+            norm_groups: self.norm_num_groups,
+            eps: self.norm_eps,
+            act: self.act_fn,
+            scale_shift: self.scale_shift,
+            skip_time_act: false,
+            output_scale_factor: 1.0,
+        }
+    }
+
+    fn block(&self, kind: BlockType, layers: usize, channels: usize) -> BlockConfig {
+        let head_dim = self.attention_head_dim.unwrap_or(channels);
+        let attention = AttentionConfig { channels, head_dim, norm_groups: Some(self.norm_num_groups), eps: self.norm_eps, rescale_output_factor: 1.0 };
+        BlockConfig {
+            resnet: self.resnet(),
+            layers,
+            mixer: if kind.mixing == Mixing::None { MixerConfig::None } else { MixerConfig::Attention(attention) },
+            resnet_resample: kind.resnet_resample,
+            downsample_padding: self.downsample_padding,
+        }
+    }
+
+    /// Block `i` of the down path.
+    pub fn down_block(&self, i: usize) -> BlockConfig {
+        self.block(self.down_blocks[i], self.layers_per_block, self.block_out_channels[i])
+    }
+
+    /// Block `i` of the up path.
+    pub fn up_block(&self, i: usize) -> BlockConfig {
+        self.block(self.up_blocks[i], self.layers_per_block + 1, UpChannels::of(&self.block_out_channels, i).outputs)
+    }
+
+    /// The middle block, of `channels`.
+    pub fn middle_block(&self, channels: usize) -> BlockConfig {
+        let factor = self.mid_block_scale_factor;
+        let attention = AttentionConfig {
+            channels,
+            head_dim: self.attention_head_dim.unwrap_or(channels),
+            norm_groups: self.mid_attention_groups(),
+            eps: self.norm_eps,
+            rescale_output_factor: factor,
+        };
+        BlockConfig {
+            resnet: ResnetConfig { output_scale_factor: factor, ..self.resnet() },
+            layers: 2,
+            mixer: if self.add_attention { MixerConfig::Attention(attention) } else { MixerConfig::None },
+            resnet_resample: false,
+            downsample_padding: self.downsample_padding,
+        }
+    }
+
     /// Groups of the norm in the middle block's attention; None: no norm.
     pub fn mid_attention_groups(&self) -> Option<usize> {
         self.attn_norm_num_groups.or((!self.scale_shift).then_some(self.norm_num_groups))
@@ -167,7 +233,7 @@ impl UNet2DConfig {
 }
 
 /// Null, a number, or rows and columns.
-fn sample_size(c: &Config) -> Result<Option<[usize; 2]>> {
+pub(super) fn sample_size(c: &Config) -> Result<Option<[usize; 2]>> {
     if let Ok(size) = c.nullable_integer("sample_size", None, 1..=MAX_CHANNELS) {
         return Ok(size.map(|s| [s, s]));
     }
@@ -178,7 +244,7 @@ fn sample_size(c: &Config) -> Result<Option<[usize; 2]>> {
 /// Block types. `by_resnet` is downsample_type or upsample_type: in diffusers only the attention blocks follow it.
 fn blocks(c: &Config, field: &str, default: &[BlockType], names: &[(&str, BlockType)], by_resnet: bool) -> Result<Vec<BlockType>> {
     let types = c.choices(field, Some(default), names, MAX_BLOCKS)?;
-    Ok(types.into_iter().map(|b| BlockType { resnet_resample: b.resnet_resample || (b.attention && by_resnet), ..b }).collect())
+    Ok(types.into_iter().map(|b| BlockType { resnet_resample: b.resnet_resample || (b.mixing == Mixing::Attention && by_resnet), ..b }).collect())
 }
 
 fn class_embed(c: &Config) -> Result<ClassEmbed> {
