@@ -3,13 +3,20 @@
 
 pub mod config;
 pub mod embedded;
+mod folder;
 mod header;
 mod json;
+pub mod low_rank;
+mod mapped;
+mod numbers;
 pub mod scope;
 pub mod store;
+pub mod view;
 pub mod write;
 
 pub use config::Config;
+pub use low_rank::LowRank;
 pub use scope::{Account, Scope};
-pub use store::{Entry, Store, read_all};
+pub use store::{Entry, Fate, Store, read_all};
+pub use view::{Part, View};
 pub use write::{Writer, write};
