@@ -1,6 +1,9 @@
 //! Floor 4: models with their checkpoints' own names, and what a folder of files is. `load` reads a published layout
 //! strictly; forward functions record onto a tape, at any batch.
 
+pub mod autoencoder_blocks;
+pub mod autoencoder_config;
+pub mod autoencoder_kl;
 pub mod class_tokens;
 pub mod classifier;
 pub mod densenet;
