@@ -4,13 +4,21 @@ use std::path::{Path, PathBuf};
 
 use crate::base::{Error, Kind, Result};
 use crate::models::model::{Architecture, Checkpoint, Model};
-use crate::models::{autoencoder_kl, densenet, efficientnet, inception, resnet, squeezenet, taesd, unet_2d, unet_2d_condition, vit};
+use crate::models::{autoencoder_kl, densenet, efficientnet, inception, resnet, single_file, squeezenet, taesd, unet_2d, unet_2d_condition, vit};
 use crate::weights::{Config, Store};
 
 /// Every architecture. The first row that knows a checkpoint has it.
 pub static ARCHITECTURES: &[&Architecture] = &[
     &unet_2d::ARCHITECTURE,
     &unet_2d_condition::ARCHITECTURE,
+    &single_file::SD1_INPAINTING,
+    &single_file::SD1,
+    &single_file::SD2_INPAINTING,
+    &single_file::SD2_DEPTH,
+    &single_file::SD2,
+    &single_file::SDXL_INPAINTING,
+    &single_file::SDXL,
+    &single_file::SDXL_REFINER,
     &autoencoder_kl::ARCHITECTURE,
     &taesd::ARCHITECTURE,
     &resnet::ARCHITECTURE,

@@ -11,7 +11,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders import single_file_utils
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from golden.files import Json
+from golden.files import Json, normal, smooth_image
+from golden.recipe import Stored, fixture
 
 RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
 UNET_ENDS = {
@@ -260,5 +261,124 @@ def name_list(name):
     return {f"names/{name}.txt": Rows(rows), f"names/{name}.json": Json(json.loads(json.dumps(published, default=str)))}
 
 
+class Parts(torch.nn.Module):
+    """What one file holds, as modules of the names of diffusers' folders."""
+
+    def __init__(self, unet, vae, texts):
+        super().__init__()
+        self.unet, self.vae = unet, vae
+        self.prefixes = {}
+        for number, (text, prefix, is_open, has_more) in enumerate(texts):
+            name = "text_encoder" if number == 0 else f"text_encoder_{number + 1}"
+            setattr(self, name, text)
+            self.prefixes[name] = (prefix, is_open, has_more)
+
+    def stored(self, key):
+        part, key = key.split(".", 1)
+        if part == "unet":
+            return unet_name(key, self.unet.config)
+        if part == "vae":
+            value = self.vae.state_dict()[key]
+            is_linear = ".attentions." in key and value.ndim == 2
+            return Stored(vae_name(key, self.vae.config), (*value.shape, 1, 1) if is_linear else None)
+        prefix, is_open, _ = self.prefixes[part]
+        if not is_kept(key):
+            return None
+        if not is_open:
+            return prefix + with_wrapper(key)
+        name = open_clip_name(key)
+        joined = re.search(r"\.([qkv])_proj\.", key)
+        return Stored(prefix + name, part="qkv".index(joined[1]) if joined else 0, transposed=name == "text_projection")
+
+    def last_layers(self):
+        """Rows of the text encoders' layers that nobody reads: as the first, of other values."""
+        rows = []
+        for part, (prefix, is_open, has_more) in self.prefixes.items():
+            text = getattr(self, part)
+            if is_open and has_more:
+                state = open_clip_state(text, prefix, True)
+                last = f".resblocks.{text.config.num_hidden_layers}."
+                rows += [[name, list(value.shape), 0.5, 0.0] for name, value in state.items() if last in name]
+        return rows
+
+    def proved(self):
+        """diffusers' converters give every part again."""
+        texts = [(getattr(self, part), prefix, is_open, has_more) for part, (prefix, is_open, has_more) in self.prefixes.items()]
+        state = {key: value for part in states(self.unet, self.vae, texts).values() for key, value in part.items()}
+        prove(state, self.unet, self.vae, [text[:3] for text in texts])
+
+
+NOISE = ["betas", "alphas_cumprod", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod", "posterior_mean_coef1"]
+TAPPED = (
+    r"unet\.(conv_in|time_embedding|add_embedding|mid_block|(down|up)_blocks\.\d+(\.(resnets|attentions|downsamplers|upsamplers)\.\d+)?|conv_out)"
+    r"|vae\.((en|de)coder\.(conv_in|mid_block|(down|up)_blocks\.\d+)|(post_)?quant_conv)"
+)
+
+
+# With sharper attention in 30 layers PyTorch's own f32 is more than 1e-4 off its f64.
+SOFTER = [(r"attn[12]\.to_[qk]\.weight", 0.1, 0.0)]
+
+
+def run_unet(model, sample, timestep, encoder_hidden_states, **added):
+    return {"sample": model.unet(sample, timestep, encoder_hidden_states, added_cond_kwargs=added or None).sample}
+
+
+def encode(model, sample):
+    posterior = model.vae.encode(sample).latent_dist
+    return {"latent_dist_mean": posterior.mean, "latent_dist_logvar": posterior.logvar}
+
+
+def single_file(name, unet, texts, vae=(32, 64), more=(), **vae_options):
+    """A narrow file. Norms have 32 groups, as no file can tell another number."""
+    torch.manual_seed(0)
+    model = Parts(UNet2DConditionModel(**unet), AutoencoderKL(**vae_config(vae, **vae_options)), texts)
+    model.proved()
+    config = model.unet.config
+    factor = 2 ** (len(config.block_out_channels) - 1)
+    given = {
+        "sample": normal((name, "sample"), (1, config.in_channels, 2 * factor, 3 * factor)),
+        "timestep": torch.tensor([321.0]),
+        "encoder_hidden_states": normal((name, "tokens"), (1, 77, config.cross_attention_dim)),
+    }
+    if config.addition_embed_type:
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        given |= {"text_embeds": normal((name, "text"), (1, pooled)), "time_ids": torch.tensor([[512.0, 384.0, 0.0, 64.0, 512.0, 384.0]])}
+    pixels = 2 * smooth_image((name, "pixels"), (1, 3, 16, 24)) - 1
+    latents = normal((name, "latents"), (1, 4, 4, 6))
+    components = {
+        "unet": (given, run_unet),
+        "vae-encoder": ({"sample": pixels}, encode),
+        "vae-decoder": ({"latents": latents}, lambda model, latents: {"sample": model.vae.decode(latents).sample}),
+    }
+    rows = [*model.last_layers(), *([buffer, [7], 0.5, 0.5] for buffer in NOISE), *more]
+    tap_name = lambda path: path.split(".", 1)[1]
+    return fixture(name, model, None, "model.safetensors", components, tapped=TAPPED, rename=model.stored, more=rows, tap_name=tap_name, gains=SOFTER)
+
+
+def ldm_sd1_inpaint():
+    unet = unet_config((32, 64, 96), 40, (1, 1, 0), in_channels=9, attention_head_dim=8)
+    text = text_model(clip_config(64, 2, "quick_gelu", vocabulary=99))
+    ema = [["model_ema.decay", [1], 0.0, 0.5], ["model_ema.diffusion_modelout2bias", [4], 0.5, 0.0]]
+    return single_file("ldm-sd1-inpaint", unet, [(text, "cond_stage_model.transformer.", False, False)], more=ema)
+
+
+def ldm_sd2():
+    unet = unet_config((64, 128), 64, (1, 0), attention_head_dim=[1, 2], use_linear_projection=True)
+    text = text_model(clip_config(64, 2, "gelu", vocabulary=99))
+    unread = [["cond_stage_model.model.logit_scale", [1], 0.0, 4.0], ["cond_stage_model.model.text_projection", [64, 64], 0.1, 0.0]]
+    return single_file("ldm-sd2", unet, [(text, "cond_stage_model.model.", True, True)], more=unread)
+
+
+def ldm_sdxl():
+    extra = SDXL_EXTRA | {"addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 128 + 6 * 8}
+    unet = unet_config((64, 64, 128), 192, (0, 1, 2), attention_head_dim=[1, 1, 2], **extra)
+    first = text_model(clip_config(64, 2, "quick_gelu", vocabulary=99))
+    second = text_model(clip_config(128, 2, "gelu", projection=128, vocabulary=99), projected=True)
+    texts = [(first, "conditioner.embedders.0.transformer.", False, False), (second, "conditioner.embedders.1.model.", True, False)]
+    unread = [["conditioner.embedders.1.model.logit_scale", [1], 0.0, 4.0], ["denoiser.sigmas", [7], 0.5, 1.0]]
+    return single_file("ldm-sdxl", unet, texts, more=unread, scaling_factor=0.13025)
+
+
 NAMES = ("sd1-inpaint", "sd2-depth", "sdxl")
 FIXTURES = {f"names/{name}": lambda name=name: name_list(name) for name in NAMES}
+FIXTURES |= {"models/ldm-sd1-inpaint": ldm_sd1_inpaint, "models/ldm-sd2": ldm_sd2, "models/ldm-sdxl": ldm_sdxl}
