@@ -6,8 +6,8 @@ use serde_json::Value;
 use crate::base::{Error, Kind, Result};
 use crate::models::ldm_config::{self, Family, Shapes};
 use crate::models::ldm_names;
-use crate::models::name_map::{NameMap, View};
-use crate::weights::{Config, Fate, Part, Store};
+use crate::models::name_map::NameMap;
+use crate::weights::{Config, Store};
 
 const UNET: &str = "model.diffusion_model.";
 const VAE: &str = "first_stage_model.";
@@ -166,22 +166,9 @@ fn shapes(store: &Store) -> Shapes {
     store.entries().into_iter().map(|entry| (entry.name, entry.shape)).collect()
 }
 
-/// The model's tensors in a part of the file. What the map does not know keeps its name, and the model reports it.
+/// A part of the file under the model's names. What it drops is added to `dropped`, by its name in the file.
 fn renamed(store: Store, map: &NameMap, prefix: &str, is_dropped: impl Fn(&str) -> bool, dropped: &mut Vec<String>) -> Result<Store> {
-    let part = |view: View| match view {
-        View::Same => Part::whole(),
-        View::Pointwise => Part::whole().squeezed(),
-        View::Third(index) => Part::whole().share(index, 3),
-        View::Transposed => Part::whole().transposed(),
-    };
-    let store = store.renamed(|name, _| {
-        let targets = map.to_model(name);
-        match targets.as_slice() {
-            [] if is_dropped(name) => Fate::Drop,
-            [] => Fate::Keep,
-            _ => Fate::Split(targets.into_iter().map(|(name, view)| (name, part(view))).collect()),
-        }
-    })?;
+    let store = map.apply(store, is_dropped)?;
     dropped.extend(store.dropped().iter().map(|name| format!("{prefix}{name}")));
     Ok(store)
 }

@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use crate::base::Result;
+use crate::weights::{Fate, Part, Store};
+
 /// How a tensor of the model lies in the file's tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum View {
@@ -12,6 +15,17 @@ pub enum View {
     Third(usize),
     /// `[O, I]` of `[I, O]`.
     Transposed,
+}
+
+impl View {
+    fn part(self) -> Part {
+        match self {
+            View::Same => Part::whole(),
+            View::Pointwise => Part::whole().squeezed(),
+            View::Third(index) => Part::whole().share(index, 3),
+            View::Transposed => Part::whole().transposed(),
+        }
+    }
 }
 
 /// A place in the file, a place in the model. What follows a place is equal on both sides: `.weight`, `.bias`.
@@ -64,6 +78,19 @@ impl NameMap {
     pub fn to_file(&self, name: &str) -> Option<(String, View)> {
         let (&row, rest) = places(name).find_map(|(place, rest)| Some((self.by_model.get(place)?, rest)))?;
         Some((format!("{}{rest}", self.rows[row].file), self.rows[row].view))
+    }
+
+    /// The store under the model's names. What no row knows is dropped where `is_dropped` says so; else it keeps its name, and
+    /// the model reports it.
+    pub fn apply(&self, store: Store, is_dropped: impl Fn(&str) -> bool) -> Result<Store> {
+        store.renamed(|name, _| {
+            let targets = self.to_model(name);
+            match targets.as_slice() {
+                [] if is_dropped(name) => Fate::Drop,
+                [] => Fate::Keep,
+                _ => Fate::Split(targets.into_iter().map(|(name, view)| (name, view.part())).collect()),
+            }
+        })
     }
 }
 

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use crate::base::{Error, Kind, Result};
 use crate::models::model::{Architecture, Checkpoint, Model};
-use crate::models::{autoencoder_kl, densenet, efficientnet, inception, resnet, single_file, squeezenet, taesd, unet_2d, unet_2d_condition, vit};
+use crate::models::{
+    autoencoder_kl, densenet, efficientnet, inception, monai_autoencoder, monai_unet, resnet, single_file, squeezenet, taesd, unet_2d, unet_2d_condition, vit,
+};
 use crate::weights::{Config, Store};
 
 /// Every architecture. The first row that knows a checkpoint has it.
@@ -20,6 +22,8 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &single_file::SDXL,
     &single_file::SDXL_REFINER,
     &autoencoder_kl::ARCHITECTURE,
+    &monai_unet::ARCHITECTURE,
+    &monai_autoencoder::ARCHITECTURE,
     &taesd::ARCHITECTURE,
     &resnet::ARCHITECTURE,
     &densenet::ARCHITECTURE,

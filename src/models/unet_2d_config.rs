@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::base::Result;
 use crate::models::resnet_block_2d::ResnetConfig;
-use crate::models::unet_2d_blocks::{BlockConfig, MixerConfig, UpChannels};
+use crate::models::unet_2d_blocks::{BlockConfig, MixerConfig};
 use crate::nn::attention::AttentionConfig;
 use crate::ops::activation::Function;
 use crate::weights::Config;
@@ -84,13 +84,14 @@ pub struct UNet2DConfig {
     pub mid_block: bool,
     pub up_blocks: Vec<BlockType>,
     pub block_out_channels: Vec<usize>,
-    pub layers_per_block: usize,
+    /// Residual blocks of each level on the way down; there is one more on the way up.
+    pub layers_per_block: Vec<usize>,
     pub mid_block_scale_factor: f32,
     /// 0: one row and column of zeros after the last, 1: one on each side.
     pub downsample_padding: usize,
     pub act_fn: Function,
-    /// None: one head of all channels.
-    pub attention_head_dim: Option<usize>,
+    /// Of each level. None: one head of all channels.
+    pub attention_head_dim: Vec<Option<usize>>,
     pub norm_num_groups: usize,
     pub attn_norm_num_groups: Option<usize>,
     pub norm_eps: f32,
@@ -112,6 +113,7 @@ impl UNet2DConfig {
         c.require("_class_name", "UNet2DModel")?;
         let channels = 1..=MAX_CHANNELS;
         let block_out_channels = c.integers("block_out_channels", Some(&[224, 448, 672, 896]), channels.clone(), MAX_BLOCKS)?;
+        let levels = block_out_channels.len();
         let resample = [("conv", false), ("resnet", true)];
         let downsample_by_resnet = c.nullable_choice("downsample_type", Some(false), &resample)?.unwrap_or(false);
         let upsample_by_resnet = c.nullable_choice("upsample_type", Some(false), &resample)?.unwrap_or(false);
@@ -132,11 +134,11 @@ impl UNet2DConfig {
             mid_block: c.nullable_choice("mid_block_type", Some(()), &[("UNetMidBlock2D", ())])?.is_some(),
             up_blocks: blocks(c, "up_block_types", &[ATTENTION, ATTENTION, ATTENTION, PLAIN], &UP_BLOCKS, upsample_by_resnet)?,
             block_out_channels,
-            layers_per_block: c.integer("layers_per_block", 2, 1..=MAX_LAYERS)?,
+            layers_per_block: vec![c.integer("layers_per_block", 2, 1..=MAX_LAYERS)?; levels],
             mid_block_scale_factor: c.number("mid_block_scale_factor", 1.0, 1e-3..=1e3)? as f32,
             downsample_padding: c.integer("downsample_padding", 1, 0..=1)?,
             act_fn: c.choice("act_fn", Some(Function::Silu), &ACTIVATIONS)?,
-            attention_head_dim: c.nullable_integer("attention_head_dim", Some(8), channels.clone())?,
+            attention_head_dim: vec![c.nullable_integer("attention_head_dim", Some(8), channels.clone())?; levels],
             norm_num_groups: c.integer("norm_num_groups", 32, channels.clone())?,
             attn_norm_num_groups: c.nullable_integer("attn_norm_num_groups", None, channels)?,
             norm_eps: c.number("norm_eps", 1e-5, 0.0..=1.0)? as f32,
@@ -185,8 +187,9 @@ impl UNet2DConfig {
         }
     }
 
-    fn block(&self, kind: BlockType, layers: usize, channels: usize) -> BlockConfig {
-        let head_dim = self.attention_head_dim.unwrap_or(channels);
+    fn block(&self, kind: BlockType, layers: usize, level: usize) -> BlockConfig {
+        let channels = self.block_out_channels[level];
+        let head_dim = self.attention_head_dim[level].unwrap_or(channels);
         let attention = AttentionConfig { channels, head_dim, norm_groups: Some(self.norm_num_groups), eps: self.norm_eps, rescale_output_factor: 1.0 };
         BlockConfig {
             resnet: self.resnet(),
@@ -199,12 +202,13 @@ impl UNet2DConfig {
 
     /// Block `i` of the down path.
     pub fn down_block(&self, i: usize) -> BlockConfig {
-        self.block(self.down_blocks[i], self.layers_per_block, self.block_out_channels[i])
+        self.block(self.down_blocks[i], self.layers_per_block[i], i)
     }
 
     /// Block `i` of the up path.
     pub fn up_block(&self, i: usize) -> BlockConfig {
-        self.block(self.up_blocks[i], self.layers_per_block + 1, UpChannels::of(&self.block_out_channels, i).outputs)
+        let level = self.block_out_channels.len() - 1 - i;
+        self.block(self.up_blocks[i], self.layers_per_block[level] + 1, level)
     }
 
     /// The middle block, of `channels`.
@@ -212,7 +216,7 @@ impl UNet2DConfig {
         let factor = self.mid_block_scale_factor;
         let attention = AttentionConfig {
             channels,
-            head_dim: self.attention_head_dim.unwrap_or(channels),
+            head_dim: self.attention_head_dim.last().copied().flatten().unwrap_or(channels),
             norm_groups: self.mid_attention_groups(),
             eps: self.norm_eps,
             rescale_output_factor: factor,
@@ -265,9 +269,9 @@ mod tests {
     #[test]
     fn defaults_are_diffusers_own() {
         let c = parse("").unwrap();
-        assert_eq!((c.block_out_channels.len(), c.time_embedding_dim, c.attention_head_dim, c.size_multiple()), (4, 896, Some(8), 8));
+        assert_eq!((c.block_out_channels.len(), c.time_embedding_dim, c.size_multiple(), c.attention_head_dim.clone()), (4, 896, 8, vec![Some(8); 4]));
         assert_eq!((c.mid_attention_groups(), c.class_embed, c.sample_size), (Some(32), ClassEmbed::None, None));
-        assert_eq!(parse("\"attention_head_dim\":null").unwrap().attention_head_dim, None);
+        assert_eq!(parse("\"attention_head_dim\":null").unwrap().attention_head_dim, [None; 4]);
         assert_eq!(parse("\"sample_size\":[8,12]").unwrap().sample_size, Some([8, 12]));
         let c = parse("\"resnet_time_scale_shift\":\"scale_shift\"").unwrap();
         assert_eq!(c.mid_attention_groups(), None);
