@@ -313,6 +313,17 @@ mod tests {
     }
 
     #[test]
+    fn the_refiner_tells_its_own() {
+        let list = told(include_str!("../../tests/golden/names/sdxl-refiner.txt"));
+        let published: Value = serde_json::from_str(include_str!("../../tests/golden/names/sdxl-refiner.json")).unwrap();
+        let (shape, mut config) = unet(&part(&list, "unet", "model.diffusion_model."), Family::XlRefiner, Some(1280)).unwrap();
+        assert_eq!(config["transformer_layers_per_block"], json!([1, 4, 4, 4]));
+        config["transformer_layers_per_block"] = json!(4);
+        agrees(&config, &published["unet"]);
+        assert_eq!(shape.attention, [false, true, true, false]);
+    }
+
+    #[test]
     fn what_does_not_fit_is_named() {
         let list = told(include_str!("../../tests/golden/names/sd1-inpaint.txt"));
         let good = part(&list, "unet", "model.diffusion_model.");

@@ -192,7 +192,7 @@ SDXL_EXTRA = {"addition_embed_type": "text_time", "addition_time_embed_dim": 256
 def full_size(name):
     """Models of the published sizes, without memory: UNet, autoencoder, [(text encoder, prefix, is OpenCLIP's, has a last layer more)]."""
     latents = {"sd1": 64, "sd2": 64 if name == "sd2-inpaint" else 96, "sdx": 128}[name[:3]]
-    vae = AutoencoderKL(**vae_config(SD_VAE, sample_size=8 * latents, **({"scaling_factor": 0.13025} if name == "sdxl" else {})))
+    vae = AutoencoderKL(**vae_config(SD_VAE, sample_size=8 * latents, **({"scaling_factor": 0.13025} if name.startswith("sdxl") else {})))
     if name.startswith("sd1"):
         unet = unet_config((320, 640, 1280, 1280), 768, (1, 1, 1, 0), in_channels=9 if name.endswith("inpaint") else 4, sample_size=latents, **SD1)
         return UNet2DConditionModel(**unet), vae, [(text_model(clip_config(768, 12, "quick_gelu")), "cond_stage_model.transformer.", False, False)]
@@ -200,6 +200,13 @@ def full_size(name):
         channels = {"sd2-inpaint": 9, "sd2-depth": 5}.get(name, 4)
         unet = unet_config((320, 640, 1280, 1280), 1024, (1, 1, 1, 0), in_channels=channels, attention_head_dim=[5, 10, 20, 20], use_linear_projection=True, sample_size=latents)
         return UNet2DConditionModel(**unet), vae, [(text_model(clip_config(1024, 23, "gelu")), "cond_stage_model.model.", True, True)]
+    if name == "sdxl-refiner":
+        extra = SDXL_EXTRA | {"projection_class_embeddings_input_dim": 2560}
+        unet = unet_config((384, 768, 1536, 1536), 1280, (0, 4, 4, 0), attention_head_dim=[6, 12, 24, 24], sample_size=latents, **extra)
+        # A list would give the middle its last number: the published configuration has one for all.
+        unet["transformer_layers_per_block"] = 4
+        second = text_model(clip_config(1280, 32, "gelu", projection=1280), projected=True)
+        return UNet2DConditionModel(**unet), vae, [(second, "conditioner.embedders.0.model.", True, False)]
     unet = unet_config((320, 640, 1280), 2048, (0, 2, 10), attention_head_dim=[5, 10, 20], sample_size=latents, **SDXL_EXTRA)
     first, second = text_model(clip_config(768, 12, "quick_gelu")), text_model(clip_config(1280, 32, "gelu", projection=1280), projected=True)
     return UNet2DConditionModel(**unet), vae, [(first, "conditioner.embedders.0.transformer.", False, False), (second, "conditioner.embedders.1.model.", True, False)]
@@ -235,7 +242,7 @@ class Rows(Json):
 
 def name_list(name):
     """Every tensor of a full-size file: part, name in the file, shape there, and the model's name (several with `+`, none as `-`).
-    All have the same autoencoder: it is in the first list only."""
+    All have the same autoencoder: it is in the first list only. The refiner's text encoder is SDXL's second."""
     names = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
     with torch.device("meta"):
         unet, vae, texts = full_size(name)
@@ -252,12 +259,12 @@ def name_list(name):
             owners.setdefault(prefix + file, []).append(with_wrapper(key))
     rows = []
     for part, state in parts.items():
-        if part == "vae" and name != NAMES[0]:
+        if (part == "vae" and name != NAMES[0]) or (part != "unet" and name == "sdxl-refiner"):
             continue
         for key, value in sorted(state.items()):
             rows.append([part, key, "x".join(str(dim) for dim in value.shape), "+".join(sorted(owners.get(key, ["-"])))])
     configs = {"unet": unet.config, "vae": vae.config} | {part: text.config.to_dict() for part, (text, *_) in zip(list(parts)[2:], texts)}
-    published = {part: {"_class_name": names.get(part)} | dict(config) for part, config in configs.items()}
+    published = {part: {"_class_name": names.get(part)} | {key: value for key, value in config.items() if not key.startswith("_")} for part, config in configs.items()}
     return {f"names/{name}.txt": Rows(rows), f"names/{name}.json": Json(json.loads(json.dumps(published, default=str)))}
 
 
@@ -379,6 +386,6 @@ def ldm_sdxl():
     return single_file("ldm-sdxl", unet, texts, more=unread, scaling_factor=0.13025)
 
 
-NAMES = ("sd1-inpaint", "sd2-depth", "sdxl")
+NAMES = ("sd1-inpaint", "sd2-depth", "sdxl", "sdxl-refiner")
 FIXTURES = {f"names/{name}": lambda name=name: name_list(name) for name in NAMES}
 FIXTURES |= {"models/ldm-sd1-inpaint": ldm_sd1_inpaint, "models/ldm-sd2": ldm_sd2, "models/ldm-sdxl": ldm_sdxl}
