@@ -24,6 +24,7 @@ pub mod unet_2d;
 pub mod unet_2d_blocks;
 pub mod unet_2d_config;
 pub mod vit;
+pub mod vq_model;
 
 pub use classifier::Classifier;
 pub use inpaint_index::InpaintIndex;

@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 
 use crate::base::{Error, Kind, Result};
 use crate::models::model::{Architecture, Checkpoint, Model};
-use crate::models::{autoencoder_kl, densenet, efficientnet, inception, resnet, squeezenet, taesd, unet_2d, vit};
+use crate::models::{autoencoder_kl, densenet, efficientnet, inception, resnet, squeezenet, taesd, unet_2d, vit, vq_model};
 use crate::weights::{Config, Store};
 
 /// Every architecture. The first row that knows a checkpoint has it.
 pub static ARCHITECTURES: &[&Architecture] = &[
     &unet_2d::ARCHITECTURE,
     &autoencoder_kl::ARCHITECTURE,
+    &vq_model::ARCHITECTURE,
     &taesd::ARCHITECTURE,
     &resnet::ARCHITECTURE,
     &densenet::ARCHITECTURE,
