@@ -37,6 +37,7 @@ pub mod unet_2d_condition;
 pub mod unet_2d_condition_config;
 pub mod unet_2d_config;
 pub mod vit;
+pub mod vq_model;
 
 pub use classifier::Classifier;
 pub use inpaint_index::InpaintIndex;

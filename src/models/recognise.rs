@@ -6,6 +6,7 @@ use crate::base::{Error, Kind, Result};
 use crate::models::model::{Architecture, Checkpoint, Model};
 use crate::models::{
     autoencoder_kl, densenet, efficientnet, inception, monai_autoencoder, monai_unet, resnet, single_file, squeezenet, taesd, unet_2d, unet_2d_condition, vit,
+    vq_model,
 };
 use crate::weights::{Config, Store};
 
@@ -24,6 +25,7 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &autoencoder_kl::ARCHITECTURE,
     &monai_unet::ARCHITECTURE,
     &monai_autoencoder::ARCHITECTURE,
+    &vq_model::ARCHITECTURE,
     &taesd::ARCHITECTURE,
     &resnet::ARCHITECTURE,
     &densenet::ARCHITECTURE,
