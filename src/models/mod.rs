@@ -3,6 +3,7 @@
 
 pub mod class_tokens;
 pub mod classifier;
+pub mod convnext;
 pub mod densenet;
 pub mod efficientnet;
 pub mod efficientnet_timm;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::base::{Error, Kind, Result};
 use crate::models::model::{Architecture, Checkpoint, Model};
-use crate::models::{densenet, efficientnet, inception, resnet, squeezenet, taesd, unet_2d, vit};
+use crate::models::{convnext, densenet, efficientnet, inception, resnet, squeezenet, taesd, unet_2d, vit};
 use crate::weights::{Config, Store};
 
 /// Every architecture. The first row that knows a checkpoint has it.
@@ -12,6 +12,7 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &unet_2d::ARCHITECTURE,
     &taesd::ARCHITECTURE,
     &resnet::ARCHITECTURE,
+    &convnext::ARCHITECTURE,
     &densenet::ARCHITECTURE,
     &efficientnet::ARCHITECTURE,
     &inception::ARCHITECTURE,
