@@ -4,6 +4,7 @@
 pub mod class_tokens;
 pub mod classifier;
 pub mod convnext;
+pub mod deeplab;
 pub mod densenet;
 pub mod efficientnet;
 pub mod efficientnet_timm;
@@ -15,6 +16,8 @@ pub mod model;
 pub mod preprocess;
 pub mod recognise;
 pub mod resnet;
+pub mod segmenter;
+pub mod smp_unet;
 pub mod squeezenet;
 pub mod taesd;
 pub mod timm_config;

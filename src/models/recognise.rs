@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::base::{Error, Kind, Result};
 use crate::models::model::{Architecture, Checkpoint, Model};
-use crate::models::{convnext, densenet, efficientnet, inception, resnet, squeezenet, taesd, unet_2d, vit};
+use crate::models::{convnext, deeplab, densenet, efficientnet, inception, resnet, smp_unet, squeezenet, taesd, unet_2d, vit};
 use crate::weights::{Config, Store};
 
 /// Every architecture. The first row that knows a checkpoint has it.
@@ -18,6 +18,8 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &inception::ARCHITECTURE,
     &squeezenet::ARCHITECTURE,
     &vit::ARCHITECTURE,
+    &deeplab::ARCHITECTURE,
+    &smp_unet::ARCHITECTURE,
 ];
 
 /// What was found at a path.
