@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use crate::base::{Error, Kind, Result};
 use crate::models::model::{Architecture, Checkpoint, Model};
 use crate::models::{
-    autoencoder_kl, densenet, efficientnet, inception, monai_autoencoder, monai_unet, resnet, single_file, squeezenet, taesd, unet_2d, unet_2d_condition, vit,
-    vq_model,
+    autoencoder_kl, convnext, deeplab, densenet, efficientnet, inception, monai_autoencoder, monai_unet, resnet, single_file, smp_unet, squeezenet, taesd,
+    unet_2d, unet_2d_condition, vit, vq_model,
 };
 use crate::weights::{Config, Store};
 
@@ -28,11 +28,14 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &vq_model::ARCHITECTURE,
     &taesd::ARCHITECTURE,
     &resnet::ARCHITECTURE,
+    &convnext::ARCHITECTURE,
     &densenet::ARCHITECTURE,
     &efficientnet::ARCHITECTURE,
     &inception::ARCHITECTURE,
     &squeezenet::ARCHITECTURE,
     &vit::ARCHITECTURE,
+    &deeplab::ARCHITECTURE,
+    &smp_unet::ARCHITECTURE,
 ];
 
 /// What was found at a path.

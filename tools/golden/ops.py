@@ -509,6 +509,24 @@ def repeat():
         yield case, {"x": x}, x.repeat(times, *[1] * (x.ndim - 1))
 
 
+def resize_bilinear():
+    for case, shape, size, align_corners in (
+        ("eight_times", (1, 2, 3, 4), (24, 32), False),
+        ("odd_ratio", (2, 3, 5, 7), (13, 11), False),
+        ("smaller", (1, 3, 13, 9), (5, 4), False),
+        ("same", (2, 3, 4, 5), (4, 5), False),
+        ("of_one_pixel", (2, 7, 1, 1), (6, 9), False),
+        ("to_one_pixel", (1, 3, 6, 9), (1, 1), False),
+        ("one_axis", (1, 2, 6, 5), (6, 17), False),
+        ("corners", (2, 3, 5, 7), (13, 11), True),
+        ("corners_smaller", (1, 3, 13, 9), (5, 4), True),
+        ("corners_to_one_pixel", (1, 3, 6, 9), (1, 1), True),
+        ("corners_of_one_pixel", (2, 7, 1, 1), (6, 9), True),
+    ):
+        x = normal(("resize_bilinear", case, "x"), shape)
+        yield case, {"x": x}, F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
+
+
 OPS = (
     activation,
     attention,
@@ -531,6 +549,7 @@ OPS = (
     pool2d,
     reduce,
     repeat,
+    resize_bilinear,
     slice,
     softmax,
     tensor_to_image,
