@@ -3,6 +3,7 @@
 
 pub mod class_tokens;
 pub mod classifier;
+pub mod clip_text;
 pub mod densenet;
 pub mod efficientnet;
 pub mod efficientnet_timm;
@@ -23,6 +24,7 @@ pub mod unet_2d_config;
 pub mod vit;
 
 pub use classifier::Classifier;
+pub use clip_text::ClipText;
 pub use inpaint_index::InpaintIndex;
 pub use inpaint_model::InpaintModel;
 pub use model::{Architecture, Checkpoint, Component, Inputs, Model, Output, Port};
