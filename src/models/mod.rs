@@ -6,6 +6,7 @@ pub mod autoencoder_config;
 pub mod autoencoder_kl;
 pub mod class_tokens;
 pub mod classifier;
+pub mod clip_text;
 pub mod convnext;
 pub mod deeplab;
 pub mod densenet;
@@ -44,6 +45,7 @@ pub mod vit;
 pub mod vq_model;
 
 pub use classifier::Classifier;
+pub use clip_text::ClipText;
 pub use inpaint_index::InpaintIndex;
 pub use inpaint_model::InpaintModel;
 pub use model::{Architecture, Checkpoint, Component, Inputs, Model, Output, Port};
