@@ -122,6 +122,18 @@ def attention():
         q, k, v = (x.unflatten(2, (heads, dim)).transpose(1, 2) for x in inputs.values())
         y = torch.softmax(q @ k.transpose(2, 3) / math.sqrt(dim), dim=3) @ v
         yield case, inputs, y.transpose(1, 2).flatten(2)
+    for case, batch, queries, keys, heads, dim, (rows, bias_heads) in (
+        ("bias_of_windows", 4, 9, 9, 2, 4, (2, 2)),
+        ("bias_of_all_heads", 2, 5, 7, 3, 5, (1, 1)),
+        ("causal", 2, 13, 13, 2, 8, (1, 1)),
+    ):
+        width = heads * dim
+        inputs = fill("attention", case, q=(batch, queries, width), k=(batch, keys, width), v=(batch, keys, width), bias=(rows, bias_heads, queries, keys))
+        if case == "causal":
+            inputs["bias"] = torch.full((1, 1, queries, keys), -1e30).triu(1).double()
+        q, k, v = (inputs[name].unflatten(2, (heads, dim)).transpose(1, 2) for name in "qkv")
+        y = torch.softmax(q @ k.transpose(2, 3) / math.sqrt(dim) + inputs["bias"].repeat(batch // rows, 1, 1, 1), dim=3) @ v
+        yield case, inputs, y.transpose(1, 2).flatten(2)
 
 
 def channels_last(x):
