@@ -1,4 +1,4 @@
-//! Floor 1: safetensors files and the configurations beside them. Every name and field is accounted for: what a model
+//! Floor 1: safetensors and PyTorch files and the configurations beside them. Every name and field is accounted for: what a model
 //! asks for and does not find, finds in another shape, or leaves unread is one error that lists all of it.
 
 pub mod config;
@@ -11,6 +11,7 @@ mod mapped;
 mod numbers;
 pub mod scope;
 pub mod store;
+mod torch;
 pub mod view;
 pub mod write;
 

@@ -13,6 +13,7 @@ use crate::weights::header;
 use crate::weights::json::shorten;
 use crate::weights::low_rank::LowRank;
 use crate::weights::mapped::Mapped;
+use crate::weights::torch;
 use crate::weights::view::{Part, View};
 
 /// Name, element type and shape (PyTorch's axis order) of a stored tensor.
@@ -44,25 +45,28 @@ pub struct Store {
     tensors: BTreeMap<String, View>,
     metadata: BTreeMap<String, String>,
     dropped: Vec<String>,
+    skipped: Vec<String>,
 }
 
 /// The tensors of one file.
 pub(crate) struct Contents {
     pub tensors: Vec<(String, View)>,
     pub metadata: BTreeMap<String, String>,
+    /// What was left alone, in words.
+    pub skipped: Vec<String>,
 }
 
 impl Store {
-    /// Opens a `.safetensors` file, a `.safetensors.index.json`, or a folder that holds one of them.
-    /// Fails with the file, what was found and what was expected.
+    /// Opens a file of safetensors or of torch.save (told by its first bytes, not by its name), the `.index.json` of several, or a
+    /// folder that holds one of them. Fails with the file, what was found and what was expected.
     pub fn open(path: &Path) -> Result<Store> {
         let path = if path.is_dir() { folder::weights_in(path)? } else { path.to_path_buf() };
         if path.to_string_lossy().ends_with(".json") { Self::sharded(&path) } else { Self::single(&path) }
     }
 
     fn single(path: &Path) -> Result<Store> {
-        let Contents { tensors, metadata } = read(path)?;
-        Ok(Store { place: path.display().to_string(), tensors: tensors.into_iter().collect(), metadata, dropped: Vec::new() })
+        let Contents { tensors, metadata, skipped } = read(path)?;
+        Ok(Store { place: path.display().to_string(), tensors: tensors.into_iter().collect(), metadata, dropped: Vec::new(), skipped })
     }
 
     fn sharded(index: &Path) -> Result<Store> {
@@ -72,10 +76,10 @@ impl Store {
         let mut shards: Vec<&String> = weight_map.values().collect();
         shards.sort();
         shards.dedup();
-        let mut store = Store { place: place.clone(), tensors: BTreeMap::new(), metadata: BTreeMap::new(), dropped: Vec::new() };
+        let mut store = Store { place: place.clone(), tensors: BTreeMap::new(), metadata: BTreeMap::new(), dropped: Vec::new(), skipped: Vec::new() };
         for shard in shards {
             let path = folder.join(shard);
-            let Contents { tensors, metadata } = read(&path)?;
+            let Contents { tensors, metadata, skipped } = read(&path)?;
             for (name, view) in tensors {
                 if weight_map.get(&name) != Some(shard) {
                     let fact = format!("tensor `{}` is not listed for this file in {place}", shorten(&name));
@@ -84,6 +88,7 @@ impl Store {
                 store.tensors.insert(name, view);
             }
             store.metadata.extend(metadata);
+            store.skipped.extend(skipped);
         }
         match weight_map.iter().find(|(name, _)| !store.tensors.contains_key(*name)) {
             Some((name, shard)) => Err(Error::new(Kind::Format, place, format!("weight_map: `{}` is not in {shard}", shorten(name)))),
@@ -149,6 +154,11 @@ impl Store {
     /// Names that [`Store::renamed`] dropped.
     pub fn dropped(&self) -> &[String] {
         &self.dropped
+    }
+
+    /// What stands in a torch file beside the state dict or in it without being a tensor, and what was taken off its names.
+    pub fn skipped(&self) -> &[String] {
+        &self.skipped
     }
 
     /// The name that `name` has in the file.
@@ -228,12 +238,15 @@ impl Store {
     }
 }
 
-/// The tensors of one file.
+/// The tensors of one file, whose first bytes tell its format.
 fn read(path: &Path) -> Result<Contents> {
-    let file = Arc::new(Mapped::open(path, "a safetensors file")?);
+    let file = Arc::new(Mapped::open(path, "a safetensors or PyTorch file")?);
+    if torch::is_torch(file.bytes()) {
+        return torch::read(path, &file);
+    }
     let header = header::parse(file.bytes()).map_err(|fact| Error::new(Kind::Format, path.display().to_string(), fact))?;
     let view = |t: header::Tensor| (t.name.clone(), View::contiguous(&file, &t.name, t.dtype, t.shape, t.bytes.start));
-    Ok(Contents { tensors: header.tensors.into_iter().map(view).collect(), metadata: header.metadata.into_iter().collect() })
+    Ok(Contents { tensors: header.tensors.into_iter().map(view).collect(), metadata: header.metadata.into_iter().collect(), skipped: Vec::new() })
 }
 
 /// Every tensor of a file as f32, in PyTorch's axis order.
@@ -311,8 +324,8 @@ mod tests {
         let rows = [
             (r#"{"a":"model-1.safetensors","b":"model-1.safetensors"}"#, "`b` is not in model-1"),
             (r#"{"a":"model-2.safetensors"}"#, "`b` is not listed"),
-            (r#"{"a":"../model-1.safetensors"}"#, "expected a .safetensors file name"),
-            (r#"{"a":7}"#, "expected a .safetensors file name"),
+            (r#"{"a":"../model-1.safetensors"}"#, "expected the name of a .safetensors or .bin file"),
+            (r#"{"a":7}"#, "expected the name of a .safetensors or .bin file"),
             (r#"[]"#, "no `weight_map`"),
         ];
         for (map, want) in rows {
@@ -327,9 +340,11 @@ mod tests {
         let dir = folder();
         let error = Store::open(dir.path()).unwrap_err().to_string();
         assert!(error.contains("no weights in this folder, expected diffusion_pytorch_model.safetensors"), "{error}");
-        std::fs::write(dir.path().join("pytorch_model.bin"), b"PK").unwrap();
+        std::fs::write(dir.path().join("weights.onnx"), b"").unwrap();
         let error = Store::open(dir.path()).unwrap_err().to_string();
-        assert!(error.ends_with(".index.json; it holds pytorch_model.bin"), "{error}");
+        assert!(error.ends_with(".index.json; it holds weights.onnx"), "{error}");
+        std::fs::write(dir.path().join("pytorch_model.bin"), b"PK").unwrap();
+        assert!(Store::open(dir.path()).unwrap_err().to_string().contains("pytorch_model.bin: zip: no directory"));
         let path = dir.path().join("model.safetensors");
         std::fs::write(&path, b"").unwrap();
         assert!(Store::open(dir.path()).unwrap_err().to_string().contains("0 bytes"));

@@ -75,10 +75,6 @@ impl View {
         &self.file
     }
 
-    pub(crate) fn with_own_name(self, own_name: &str) -> View {
-        View { own_name: own_name.into(), ..self }
-    }
-
     /// Adds `delta` to what is read; fails, with a fact, where it does not have this shape.
     pub(crate) fn add(&mut self, delta: LowRank) -> Result<(), String> {
         if numbers::floats(self.dtype, Elements { bytes: &[], shape: &[0], strides: &[1] }).is_none() {

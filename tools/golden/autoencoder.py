@@ -2,7 +2,7 @@
 
 import re
 
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, VQModel
 
 from golden.files import normal, smooth_image
 from golden.recipe import fixture
@@ -86,4 +86,42 @@ KL = {
     },
 }
 
+
+def vq(name, size=(16, 16), rename=None, dropped=(), **options):
+    channels = options["block_out_channels"]
+    model = VQModel(**({**blocks(len(channels)), "layers_per_block": 2, "norm_num_groups": 4} | options))
+    width = model.config.vq_embed_dim or model.config.latent_channels
+    downscale = 2 ** (len(channels) - 1)
+    pixels = 2 * smooth_image((name, "sample"), (2, 3, *size)) - 1
+    latents = normal((name, "latents"), (2, width, size[0] // downscale, size[1] // downscale))
+    config = {key: value for key, value in published(model).items() if key not in dropped}
+    components = {
+        "vae-encoder": ({"sample": pixels}, lambda model, sample: {"latents": model.encode(sample).latents}),
+        "vae-decoder": ({"latents": latents}, decode),
+    }
+    return fixture(name, model, config, FILE, components, tapped=TAPPED + "|quantize", rename=rename, gains=[(r"quantize", 2.0, 0.0)])
+
+
+VQ = {
+    # CompVis' models of 2022: three blocks, names of attention from before diffusers 0.15.
+    "vq-model": {
+        "block_out_channels": (8, 16, 24),
+        "num_vq_embeddings": 64,
+        "sample_size": 256,
+        "rename": with_old_names,
+        "dropped": ("scaling_factor", "norm_type", "mid_block_add_attention", "lookup_from_codebook", "force_upcast"),
+    },
+    "vq-model-attention": {
+        "block_out_channels": (8, 12),
+        "num_vq_embeddings": 17,
+        "vq_embed_dim": 5,
+        "latent_channels": 4,
+        "layers_per_block": 1,
+        "size": (8, 12),
+        "down_block_types": ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"],
+        "up_block_types": ["AttnUpDecoderBlock2D", "UpDecoderBlock2D"],
+    },
+}
+
 FIXTURES = {f"models/{name}": lambda name=name, options=options: kl(name, **options) for name, options in KL.items()}
+FIXTURES |= {f"models/{name}": lambda name=name, options=options: vq(name, **options) for name, options in VQ.items()}
