@@ -256,6 +256,8 @@ fn text(shapes: &Shapes, [tokens, positions]: [&str; 2], class: &str, layers: us
         "num_attention_heads": hidden / HEAD_CHANNELS,
         "hidden_act": if tokens.starts_with("embeddings") { "quick_gelu" } else { "gelu" },
         "layer_norm_eps": 1e-5,
+        // As published: the token of the largest number ends a text.
+        "eos_token_id": 2,
         "projection_dim": projection.unwrap_or(hidden),
     }))
 }
