@@ -19,6 +19,7 @@ pub mod resnet;
 pub mod segmenter;
 pub mod smp_unet;
 pub mod squeezenet;
+pub mod swin;
 pub mod taesd;
 pub mod timm_config;
 pub mod unet_2d;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::base::{Error, Kind, Result};
 use crate::models::model::{Architecture, Checkpoint, Model};
-use crate::models::{convnext, deeplab, densenet, efficientnet, inception, resnet, smp_unet, squeezenet, taesd, unet_2d, vit};
+use crate::models::{convnext, deeplab, densenet, efficientnet, inception, resnet, smp_unet, squeezenet, swin, taesd, unet_2d, vit};
 use crate::weights::{Config, Store};
 
 /// Every architecture. The first row that knows a checkpoint has it.
@@ -17,6 +17,7 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &efficientnet::ARCHITECTURE,
     &inception::ARCHITECTURE,
     &squeezenet::ARCHITECTURE,
+    &swin::ARCHITECTURE,
     &vit::ARCHITECTURE,
     &deeplab::ARCHITECTURE,
     &smp_unet::ARCHITECTURE,
