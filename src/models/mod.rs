@@ -33,6 +33,7 @@ pub mod segmenter;
 pub mod single_file;
 pub mod smp_unet;
 pub mod squeezenet;
+pub mod swin;
 pub mod taesd;
 pub mod timm_config;
 pub mod transformer_2d;
