@@ -14,10 +14,10 @@ from pathlib import Path
 import diffusers
 import torch
 
-from golden import classifiers, ddim, inpaint, ops, resize, resnet, taesd, text, unet, vit
+from golden import classifiers, ddim, inpaint, ops, resize, resnet, taesd, text, tokenizer, unet, vit
 from golden.files import ROOT
 
-MODULES = (ops, classifiers, ddim, inpaint, resize, resnet, taesd, text, unet, vit)
+MODULES = (ops, classifiers, ddim, inpaint, resize, resnet, taesd, text, tokenizer, unet, vit)
 FIXTURES = {name: make for module in MODULES for name, make in module.FIXTURES.items()}
 PROOF_TOLERANCE = 1e-5
 
