@@ -14,8 +14,9 @@ use serde_json::{Value, json};
 type Load = fn(&Path) -> Result<()>;
 
 /// A golden folder, how it is loaded, and the files in it that are attacked.
-const TARGETS: [(&str, Load, &[&str], &[&str]); 4] = [
+const TARGETS: [(&str, Load, &[&str], &[&str]); 5] = [
     ("unet-attention-classes", load_unet, &["diffusion_pytorch_model.safetensors"], &["config.json"]),
+    ("inpaint-known/unet", load_model, &["diffusion_pytorch_model.safetensors"], &["config.json"]),
     ("taesd-pool", load_taesd, &["encoder.safetensors", "decoder.safetensors"], &["config.json"]),
     ("resnet18", load_model, &["model.safetensors"], &["config.json"]),
     ("inpaint-tiny", load_inpaint, &["unet/diffusion_pytorch_model.safetensors"], &["model_index.json", "unet/config.json", "vae/config.json"]),

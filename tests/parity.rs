@@ -39,15 +39,37 @@ fn values(name: &str, count: usize, scale: f64, shift: f64) -> Vec<f32> {
     (0..count as u64).map(one).collect()
 }
 
+/// One row of weights.json: name, shape and values in the file.
+fn tensor(row: &serde_json::Value) -> (String, Vec<usize>, Vec<f32>) {
+    let name = row[0].as_str().unwrap();
+    let mut shape: Vec<usize> = row[1].as_array().unwrap().iter().map(|d| d.as_u64().unwrap() as usize).collect();
+    let hashed = row.get(4).map_or(name, |name| name.as_str().unwrap());
+    let mut values = values(hashed, shape.iter().product(), row[2].as_f64().unwrap(), row[3].as_f64().unwrap());
+    if row.get(5).is_some_and(|how| how == "transposed") {
+        let [rows, columns] = shape[..] else { panic!("{name} is {shape:?}") };
+        values = (0..values.len()).map(|i| values[i % rows * columns + i / rows]).collect();
+        shape.reverse();
+    }
+    (name.to_string(), shape, values)
+}
+
 /// Writes the checkpoint of `folder` into `to`; gives the path to recognise: the folder, or the file where it has no config.json.
 fn write_checkpoint(folder: &Path, to: &Path) -> PathBuf {
     let recipe: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(folder.join("weights.json")).unwrap()).unwrap();
     let mut writer = Writer::new();
+    let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
     for row in recipe["tensors"].as_array().unwrap() {
-        let name = row[0].as_str().unwrap();
-        let shape: Vec<usize> = row[1].as_array().unwrap().iter().map(|d| d.as_u64().unwrap() as usize).collect();
-        let hashed = row.get(4).map_or(name, |name| name.as_str().unwrap());
-        writer.f32(name, &shape, values(hashed, shape.iter().product(), row[2].as_f64().unwrap(), row[3].as_f64().unwrap())).unwrap();
+        let (name, shape, values) = tensor(row);
+        match tensors.last_mut().filter(|above| above.0 == name) {
+            Some(above) => {
+                above.1[0] += shape[0];
+                above.2.extend(values);
+            }
+            None => tensors.push((name, shape, values)),
+        }
+    }
+    for (name, shape, values) in tensors {
+        writer.f32(&name, &shape, values).unwrap();
     }
     let file = to.join(recipe["file"].as_str().unwrap());
     writer.write(&file).unwrap();

@@ -1,9 +1,14 @@
 //! Floor 4: models with their checkpoints' own names, and what a folder of files is. `load` reads a published layout
 //! strictly; forward functions record onto a tape, at any batch.
 
+pub mod autoencoder_blocks;
+pub mod autoencoder_config;
+pub mod autoencoder_kl;
 pub mod class_tokens;
 pub mod classifier;
 pub mod clip_text;
+pub mod convnext;
+pub mod deeplab;
 pub mod densenet;
 pub mod efficientnet;
 pub mod efficientnet_timm;
@@ -11,18 +16,34 @@ pub mod efficientnet_torchvision;
 pub mod inception;
 pub mod inpaint_index;
 pub mod inpaint_model;
+pub mod ldm;
+pub mod ldm_config;
+pub mod ldm_names;
 pub mod model;
+pub mod monai_autoencoder;
+pub mod monai_config;
+pub mod monai_names;
+pub mod monai_unet;
+pub mod name_map;
 pub mod preprocess;
 pub mod recognise;
 pub mod resnet;
+pub mod resnet_block_2d;
+pub mod segmenter;
+pub mod single_file;
+pub mod smp_unet;
 pub mod squeezenet;
 pub mod taesd;
 pub mod timm_config;
 pub mod tokenizer;
+pub mod transformer_2d;
 pub mod unet_2d;
 pub mod unet_2d_blocks;
+pub mod unet_2d_condition;
+pub mod unet_2d_condition_config;
 pub mod unet_2d_config;
 pub mod vit;
+pub mod vq_model;
 
 pub use classifier::Classifier;
 pub use clip_text::ClipText;
@@ -35,4 +56,6 @@ pub use taesd::Taesd;
 pub use timm_config::TimmConfig;
 pub use tokenizer::Tokenizer;
 pub use unet_2d::{ClassInput, UNet2DModel};
+pub use unet_2d_condition::UNet2DConditionModel;
+pub use unet_2d_condition_config::UNet2DConditionConfig;
 pub use unet_2d_config::UNet2DConfig;

@@ -4,19 +4,38 @@ use std::path::{Path, PathBuf};
 
 use crate::base::{Error, Kind, Result};
 use crate::models::model::{Architecture, Checkpoint, Model};
-use crate::models::{clip_text, densenet, efficientnet, inception, resnet, squeezenet, taesd, unet_2d, vit};
+use crate::models::{
+    autoencoder_kl, clip_text, convnext, deeplab, densenet, efficientnet, inception, monai_autoencoder, monai_unet, resnet, single_file, smp_unet, squeezenet,
+    taesd, unet_2d, unet_2d_condition, vit, vq_model,
+};
 use crate::weights::{Config, Store};
 
 /// Every architecture. The first row that knows a checkpoint has it.
 pub static ARCHITECTURES: &[&Architecture] = &[
     &unet_2d::ARCHITECTURE,
+    &unet_2d_condition::ARCHITECTURE,
+    &single_file::SD1_INPAINTING,
+    &single_file::SD1,
+    &single_file::SD2_INPAINTING,
+    &single_file::SD2_DEPTH,
+    &single_file::SD2,
+    &single_file::SDXL_INPAINTING,
+    &single_file::SDXL,
+    &single_file::SDXL_REFINER,
+    &autoencoder_kl::ARCHITECTURE,
+    &monai_unet::ARCHITECTURE,
+    &monai_autoencoder::ARCHITECTURE,
+    &vq_model::ARCHITECTURE,
     &taesd::ARCHITECTURE,
     &resnet::ARCHITECTURE,
+    &convnext::ARCHITECTURE,
     &densenet::ARCHITECTURE,
     &efficientnet::ARCHITECTURE,
     &inception::ARCHITECTURE,
     &squeezenet::ARCHITECTURE,
     &vit::ARCHITECTURE,
+    &deeplab::ARCHITECTURE,
+    &smp_unet::ARCHITECTURE,
     &clip_text::ARCHITECTURE,
 ];
 
@@ -127,6 +146,8 @@ mod tests {
         write(r#"{"_class_name": "UNet2DModel"}"#);
         assert_eq!(name(dir.path()), "diffusers UNet2DModel");
         assert_eq!(name(&config), "diffusers UNet2DModel");
+        write(r#"{"_class_name": "UNet2DConditionModel"}"#);
+        assert_eq!(name(dir.path()), "diffusers UNet2DConditionModel");
         write(r#"{"architecture": "resnet50.a1_in1k"}"#);
         assert_eq!(name(dir.path()), "ResNet classifier");
         write(r#"{"_class_name": "Kandinsky"}"#);
@@ -145,5 +166,9 @@ mod tests {
         }
         writer.write(&path).unwrap();
         assert_eq!(name(&path), "diffusers UNet2DModel");
+        writer.f32("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q.weight", &[1], vec![0.0]).unwrap();
+        writer.write(&path).unwrap();
+        assert_eq!(name(&path), "diffusers UNet2DConditionModel");
+        assert!(recognise(&path).unwrap().load().err().unwrap().to_string().contains("no config.json beside the weights"));
     }
 }

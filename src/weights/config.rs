@@ -112,6 +112,26 @@ impl Config {
         }
     }
 
+    /// One item for each of `count`: a list of as many, or one value for all. `item` gives None at what is not `expected`;
+    /// `default` is taken when the field is absent.
+    pub fn each<T: Clone>(&self, field: &str, default: T, count: usize, expected: &str, item: impl Fn(&Value) -> Option<T>) -> Result<Vec<T>> {
+        let Some(value) = self.get(field) else { return Ok(vec![default; count]) };
+        let items: Option<Vec<T>> = match value.as_array() {
+            Some(list) if list.len() == count => list.iter().map(item).collect(),
+            Some(_) => None,
+            None => item(value).map(|one| vec![one; count]),
+        };
+        items.ok_or_else(|| self.wrong(field, value, &format!("{expected}, or a list of {count} of them")))
+    }
+
+    /// Requires `field` to be `null` or absent.
+    pub fn require_null(&self, field: &str) -> Result<()> {
+        match self.get(field) {
+            None | Some(Value::Null) => Ok(()),
+            Some(value) => Err(self.wrong(field, value, "null: it is not supported")),
+        }
+    }
+
     /// A finite number in `range`.
     pub fn number(&self, field: &str, default: impl Into<Option<f64>>, range: RangeInclusive<f64>) -> Result<f64> {
         match (self.get(field), default.into()) {
@@ -310,7 +330,15 @@ mod tests {
         assert!(c.flag("h", None).unwrap());
         assert_eq!(c.choice("f", None, &[("silu", 1), ("relu", 2)]).unwrap(), 1);
         assert_eq!(c.object("i").unwrap().unwrap().integer("x", None, 0..=1).unwrap(), 1);
+        let small = |v: &Value| v.as_u64().filter(|&v| v < 9);
+        assert_eq!(c.each("a", 1, 2, "a digit", small).unwrap(), [3, 3]);
+        assert_eq!(c.each("g", 1, 2, "a digit", small).unwrap(), [1, 2]);
+        assert_eq!(c.each("z", 1, 2, "a digit", small).unwrap(), [1, 1]);
+        c.require_null("b").unwrap();
         let rows: Vec<(Error, &str)> = vec![
+            (c.each("g", 1, 3, "a digit", small).unwrap_err(), "config.json: g: [1,2], expected a digit, or a list of 3 of them"),
+            (c.each("d", 1, 3, "a digit", small).unwrap_err(), "config.json: d: -1, expected a digit, or a list of 3 of them"),
+            (c.require_null("a").unwrap_err(), "config.json: a: 3, expected null: it is not supported"),
             (c.integer("d", None, 1..=4).unwrap_err(), "config.json: d: -1, expected an integer from 1 to 4"),
             (c.integer("e", None, 1..=4).unwrap_err(), "config.json: e: 2.5, expected an integer from 1 to 4"),
             (c.integer("b", 3, 1..=4).unwrap_err(), "config.json: b: null, expected an integer from 1 to 4"),

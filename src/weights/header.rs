@@ -29,14 +29,9 @@ pub(crate) struct Header {
     pub metadata: Vec<(String, String)>,
 }
 
-/// First bytes of formats that are often given in place of safetensors.
-const LOOKALIKES: [(&[u8], &str); 5] = [
-    (b"PK\x03\x04", "a zip archive (PyTorch .pth, .pt or .bin)"),
-    (b"\x80\x02", "a Python pickle (PyTorch .pth, .pt or .bin)"),
-    (b"GGUF", "a GGUF file"),
-    (b"\x89HDF", "an HDF5 file"),
-    (b"version https://git-lfs", "a Git LFS pointer: the file itself was not downloaded"),
-];
+/// First bytes of formats that are often given in place of safetensors. PyTorch files are told before this.
+const LOOKALIKES: [(&[u8], &str); 3] =
+    [(b"GGUF", "a GGUF file"), (b"\x89HDF", "an HDF5 file"), (b"version https://git-lfs", "a Git LFS pointer: the file itself was not downloaded")];
 
 /// Reads and checks the header of `file`. An error is a fact that lacks its place.
 pub(crate) fn parse(file: &[u8]) -> Result<Header, String> {
@@ -179,7 +174,7 @@ mod tests {
     fn says_what_the_file_is_instead() {
         let fact = |bytes: &[u8]| parse(bytes).err().unwrap();
         assert!(fact(b"").contains("0 bytes"));
-        assert!(fact(b"PK\x03\x04rest of a zip").contains("PyTorch"));
+        assert!(fact(b"GGUF\x03\x00\x00\x00").contains("GGUF"));
         assert!(fact(b"version https://git-lfs.github.com/spec/v1").contains("LFS"));
         assert!(fact(b"\x08\x06\x12\x07pytorch\x1a\x03").contains("ONNX"));
         assert!(fact(&[0xff; 64]).contains("not a safetensors file"));

@@ -319,6 +319,15 @@ def modulate():
         yield case, inputs, F.silu(y) if silu else y
 
 
+def nearest_row():
+    for case, shape, table in (("images", (2, 3, 5, 7), (45, 3)), ("vectors", (31, 4), (64, 4)), ("one_row", (9, 5), (1, 5)), ("one_channel", (3, 1, 4, 5), (17, 1))):
+        inputs = fill("nearest_row", case, x=shape, table=table)
+        x = channels_last(inputs["x"]) if len(shape) == 4 else inputs["x"]
+        nearest = torch.cdist(x.reshape(-1, table[1]), inputs["table"]).argmin(dim=1)
+        y = inputs["table"][nearest].reshape(x.shape)
+        yield case, inputs, channels_first(y) if len(shape) == 4 else y
+
+
 def pool2d():
     for case, x, mode, kernel, stride, padding, count_padding in (
         ("max", (2, 5, 9, 8), "max", (3, 3), (2, 2), (1, 1, 1, 1), False),
@@ -500,6 +509,24 @@ def repeat():
         yield case, {"x": x}, x.repeat(times, *[1] * (x.ndim - 1))
 
 
+def resize_bilinear():
+    for case, shape, size, align_corners in (
+        ("eight_times", (1, 2, 3, 4), (24, 32), False),
+        ("odd_ratio", (2, 3, 5, 7), (13, 11), False),
+        ("smaller", (1, 3, 13, 9), (5, 4), False),
+        ("same", (2, 3, 4, 5), (4, 5), False),
+        ("of_one_pixel", (2, 7, 1, 1), (6, 9), False),
+        ("to_one_pixel", (1, 3, 6, 9), (1, 1), False),
+        ("one_axis", (1, 2, 6, 5), (6, 17), False),
+        ("corners", (2, 3, 5, 7), (13, 11), True),
+        ("corners_smaller", (1, 3, 13, 9), (5, 4), True),
+        ("corners_to_one_pixel", (1, 3, 6, 9), (1, 1), True),
+        ("corners_of_one_pixel", (2, 7, 1, 1), (6, 9), True),
+    ):
+        x = normal(("resize_bilinear", case, "x"), shape)
+        yield case, {"x": x}, F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
+
+
 OPS = (
     activation,
     attention,
@@ -517,10 +544,12 @@ OPS = (
     layer_norm,
     matmul,
     modulate,
+    nearest_row,
     permute,
     pool2d,
     reduce,
     repeat,
+    resize_bilinear,
     slice,
     softmax,
     tensor_to_image,
