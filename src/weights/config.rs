@@ -260,6 +260,16 @@ impl Config {
         found.1.as_object().map(|map| map.keys().map(String::as_str).collect())
     }
 
+    /// Every field as an integer in `range`: a vocabulary. Fails at the first that is none.
+    pub fn all_integers(&self, range: RangeInclusive<usize>) -> Result<Vec<(&str, usize)>> {
+        self.fields.iter().map(|(name, value)| Ok((name.as_str(), self.to_integer(&shorten(name), value, &range)?))).collect()
+    }
+
+    /// The value of a field as it stands there; None when absent or `null`. For what the getters have no word for.
+    pub fn value(&self, field: &str) -> Option<&Value> {
+        self.get(field).filter(|value| !value.is_null())
+    }
+
     /// Requires `field` to be exactly `expected`, a text.
     pub fn require(&self, field: &str, expected: &str) -> Result<()> {
         self.choice(field, None, &[(expected, ())])
