@@ -33,6 +33,7 @@ pub mod single_file;
 pub mod smp_unet;
 pub mod squeezenet;
 pub mod taesd;
+pub mod taesd_part;
 pub mod timm_config;
 pub mod transformer_2d;
 pub mod unet_2d;
