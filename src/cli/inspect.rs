@@ -175,6 +175,10 @@ fn print_text(report: &Value, args: &InspectArgs) -> Result<()> {
         for (field, value) in c["config"].as_object().into_iter().flatten() {
             speech::print_line(&format!("      {field}: {value}"))?;
         }
+        let dropped = list(&c["dropped"]);
+        if let Some(first) = dropped.first() {
+            speech::print_line(&format!("      {} tensors that it does not need: {}, ... (--json has all)", dropped.len(), text(first)))?;
+        }
         if let (Some(flops), Some(peak)) = (c["flops_per_forward"].as_u64(), c["peak_memory_bytes"].as_u64()) {
             speech::print_line(&format!("      one forward at batch {}: {:.2} GFLOP, peak memory {}", args.batch, flops as f64 / 1e9, speech::bytes(peak)))?;
         }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use crate::base::{Error, Kind, Result};
 use crate::models::model::{Architecture, Checkpoint, Model};
 use crate::models::{
-    autoencoder_kl, convnext, deeplab, densenet, efficientnet, inception, monai_autoencoder, monai_unet, resnet, single_file, smp_unet, squeezenet, taesd,
-    taesd_part, unet_2d, unet_2d_condition, vit, vq_model,
+    autoencoder_kl, clip_text, convnext, deeplab, densenet, efficientnet, inception, monai_autoencoder, monai_unet, resnet, single_file, smp_unet, squeezenet,
+    swin, taesd, taesd_part, unet_2d, unet_2d_condition, vit, vq_model,
 };
 use crate::weights::{Config, Store};
 
@@ -34,9 +34,11 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &efficientnet::ARCHITECTURE,
     &inception::ARCHITECTURE,
     &squeezenet::ARCHITECTURE,
+    &swin::ARCHITECTURE,
     &vit::ARCHITECTURE,
     &deeplab::ARCHITECTURE,
     &smp_unet::ARCHITECTURE,
+    &clip_text::ARCHITECTURE,
 ];
 
 /// What was found at a path.
@@ -115,13 +117,13 @@ pub fn recognise(path: &Path) -> Result<Found> {
 }
 
 fn unknown_config(config: &Config) -> Error {
-    for field in ["_class_name", "architecture"] {
+    for field in ["_class_name", "architecture", "model_type"] {
         if config.has(field) {
             let value: String = config.text(field, None).unwrap_or_default().chars().take(80).collect();
             return config.error(field, format!("\"{value}\", expected one of: {}", supported()));
         }
     }
-    Error::new(Kind::Config, config.place(), format!("no _class_name or architecture, expected one of: {}", supported()))
+    Error::new(Kind::Config, config.place(), format!("no _class_name, architecture or model_type, expected one of: {}", supported()))
 }
 
 /// The architectures in words.
@@ -154,7 +156,7 @@ mod tests {
         let error = recognise(dir.path()).err().unwrap().to_string();
         assert!(error.contains("_class_name: \"Kandinsky\", expected one of: diffusers"), "{error}");
         write(r#"{"a": 1}"#);
-        assert!(recognise(dir.path()).err().unwrap().to_string().contains("no _class_name"));
+        assert!(recognise(dir.path()).err().unwrap().to_string().contains("no _class_name, architecture or model_type"));
         let path = dir.path().join("x.safetensors");
         let mut writer = Writer::new();
         writer.f32("conv_in.weight", &[1], vec![0.0]).unwrap();
