@@ -35,6 +35,7 @@ pub mod smp_unet;
 pub mod squeezenet;
 pub mod swin;
 pub mod taesd;
+pub mod taesd_part;
 pub mod timm_config;
 pub mod tokenizer;
 pub mod transformer_2d;
