@@ -46,7 +46,6 @@ pub static ARCHITECTURE: Architecture = Architecture {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::models::recognise;
     use crate::weights::Writer;
 

@@ -354,7 +354,7 @@ fn read_added(folder: &Path, files: &Files, roles: &[AddedToken], added: &mut BT
     Ok(())
 }
 
-fn optional(path: &PathBuf) -> Result<Option<Config>> {
+fn optional(path: &Path) -> Result<Option<Config>> {
     path.is_file().then(|| Config::read(path)).transpose()
 }
 
