@@ -3,7 +3,7 @@
 //! Source: Radford et al. (2021); `transformers/models/clip/tokenization_clip.py`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 use tokenizers::models::bpe::BPE;
