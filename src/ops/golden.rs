@@ -31,6 +31,7 @@ pub static FILES: &[(&str, &[u8])] = goldens![
     "layer_norm",
     "matmul",
     "modulate",
+    "nearest_row",
     "permute",
     "pool2d",
     "reduce",

@@ -19,6 +19,7 @@ pub mod image_to_tensor;
 pub mod layer_norm;
 pub mod matmul;
 pub mod modulate;
+pub mod nearest_row;
 pub mod permute;
 pub mod pool2d;
 pub mod reduce;
@@ -64,6 +65,7 @@ pub static ALL: &[&Op] = &[
     &layer_norm::OP,
     &matmul::OP,
     &modulate::OP,
+    &nearest_row::OP,
     &permute::OP,
     &pool2d::OP,
     &reduce::OP,

@@ -319,6 +319,15 @@ def modulate():
         yield case, inputs, F.silu(y) if silu else y
 
 
+def nearest_row():
+    for case, shape, table in (("images", (2, 3, 5, 7), (45, 3)), ("vectors", (31, 4), (64, 4)), ("one_row", (9, 5), (1, 5)), ("one_channel", (3, 1, 4, 5), (17, 1))):
+        inputs = fill("nearest_row", case, x=shape, table=table)
+        x = channels_last(inputs["x"]) if len(shape) == 4 else inputs["x"]
+        nearest = torch.cdist(x.reshape(-1, table[1]), inputs["table"]).argmin(dim=1)
+        y = inputs["table"][nearest].reshape(x.shape)
+        yield case, inputs, channels_first(y) if len(shape) == 4 else y
+
+
 def pool2d():
     for case, x, mode, kernel, stride, padding, count_padding in (
         ("max", (2, 5, 9, 8), "max", (3, 3), (2, 2), (1, 1, 1, 1), False),
@@ -535,6 +544,7 @@ OPS = (
     layer_norm,
     matmul,
     modulate,
+    nearest_row,
     permute,
     pool2d,
     reduce,
