@@ -115,10 +115,6 @@ impl Model for Classifier {
 
     fn facts(&self) -> Vec<(&'static str, Value)> {
         let p = &self.preprocess;
-        let preprocess = json!({
-            "interpolation": p.interpolation, "crop_pct": p.crop_pct, "crop_mode": p.crop_mode, "mean": p.mean, "std": p.std,
-            "from": if p.assumed { "assumed" } else { "config.json" },
-        });
         let mut facts = vec![
             ("family", json!(self.family)),
             ("architecture", json!(self.architecture)),
@@ -126,7 +122,7 @@ impl Model for Classifier {
             ("num_classes", json!(self.num_classes)),
             ("label_names", json!(self.label_names)),
             ("input_size", json!(p.input_size)),
-            ("preprocess", preprocess),
+            ("preprocess", p.facts()),
         ];
         facts.extend(self.network.facts());
         facts
