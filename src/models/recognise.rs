@@ -92,7 +92,7 @@ pub fn load(path: &Path) -> Result<Box<dyn Model>> {
 /// Reads configurations and tensor names. Fails where a configuration names what is not supported.
 pub fn recognise(path: &Path) -> Result<Found> {
     let is_config = path.extension().is_some_and(|e| e == "json") && !path.to_string_lossy().ends_with(".index.json");
-    let path = if is_config { path.parent().unwrap_or(Path::new("")) } else { path };
+    let path = if is_config { path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")) } else { path };
     let index = path.join("model_index.json");
     if index.is_file() {
         let class = Config::read(&index)?.text("_class_name", None)?;

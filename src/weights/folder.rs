@@ -38,15 +38,15 @@ pub(crate) fn weights_in(folder: &Path) -> Result<PathBuf> {
             return Ok(path);
         }
     }
-    match others(folder).as_slice() {
-        [one] if !OF_TRAINING.contains(&one.as_str()) && !ELSEWHERE.iter().any(|end| one.ends_with(end)) => Ok(folder.join(one)),
-        others => {
-            let wanted = format!("expected {}, one of them with .index.json, or one file of another name", FILE_NAMES.join(", "));
-            let names: Vec<String> = others.iter().take(4).map(|name| shorten(name)).collect();
-            let held = if names.is_empty() { String::new() } else { format!("; it holds {}", names.join(", ")) };
-            Err(Error::new(Kind::Io, folder.display().to_string(), format!("no weights in this folder, {wanted}{held}")))
-        }
+    let others = others(folder);
+    let readable: Vec<&String> = others.iter().filter(|name| ENDINGS.iter().any(|end| name.ends_with(end)) && !OF_TRAINING.contains(&name.as_str())).collect();
+    if let [one] = readable.as_slice() {
+        return Ok(folder.join(one));
     }
+    let wanted = format!("expected {}, one of them with .index.json, or one file of another name", FILE_NAMES.join(", "));
+    let names: Vec<String> = others.iter().take(4).map(|name| shorten(name)).collect();
+    let held = if names.is_empty() { String::new() } else { format!("; it holds {}", names.join(", ")) };
+    Err(Error::new(Kind::Io, folder.display().to_string(), format!("no weights in this folder, {wanted}{held}")))
 }
 
 /// Files of a folder that hold weights under another name or in another format, sorted.
