@@ -27,6 +27,7 @@ pub mod repeat;
 pub mod resize_bilinear;
 pub mod slice;
 pub mod softmax;
+pub mod solver_step;
 pub mod tensor_to_image;
 pub mod threshold_quantile;
 pub mod timestep_embedding;
@@ -78,6 +79,7 @@ pub static ALL: &[&Op] = &[
     &resize_bilinear::OP,
     &slice::OP,
     &softmax::OP,
+    &solver_step::OP,
     &tensor_to_image::OP,
     &threshold_quantile::OP,
     &timestep_embedding::OP,
