@@ -87,6 +87,7 @@ impl Bench {
         let mut told = vec![];
         let mut on_event = |event: Event| match event {
             Event::Planned { samples, resumed } => told.push(format!("planned {samples}, {resumed} are there")),
+            Event::Prepared { notes, .. } => told.extend(notes.iter().cloned()),
             Event::Step { done, of, images } => told.push(format!("step {done} of {of}, {images} images")),
             Event::Written(record) => {
                 told.push(format!("written {}", record.sample_id));

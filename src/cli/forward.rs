@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use super::component::load_component;
 use super::tensors::{Tensors, read_ports};
+use super::tiles;
 use super::{Common, Outcome};
-use crate::base::{Error, Kind, Result};
+use crate::base::{Array, Error, Kind, Result, Shape};
 use crate::exec::Device;
 use crate::models::Component;
 use crate::plan::{Layout, Options, Tape};
@@ -111,7 +112,20 @@ fn forward(common: &Common, device: &Device, args: &ForwardArgs, component: Comp
     let (inputs, values) = read_ports(&mut tape, &ports, store)?;
     let outputs = model.record(&mut tape, component, &inputs)?;
     outputs.iter().for_each(|output| tape.output(&output.name, output.tensor));
-    let mut session = device.prepare(tape, &options(args))?;
+    let shapes: Vec<Shape> = values.iter().map(|(name, _)| Ok(tape.shape(inputs.get(name)?).clone())).collect::<Result<_>>()?;
+    let mut session = match device.prepare(tape, &options(args)) {
+        Err(limit) if limit.kind() == Kind::Limit && args.tap.is_empty() && tiles::may_be_cut(component) => {
+            let arrays = values.into_iter().zip(shapes).map(|((name, data), shape)| (name, Array { shape, data })).collect::<Vec<_>>();
+            let mut patchwork = tiles::prepare(device, &options(args), model.as_ref(), component, &arrays)?;
+            patchwork.note().iter().for_each(|note| eprintln!("note: {} {note}", component.name()));
+            if args.print_plan {
+                patchwork.sessions().for_each(|session| eprint!("{}", session.plan()));
+            }
+            let names: Vec<String> = outputs.into_iter().map(|output| output.name).collect();
+            return tiles::run(&mut patchwork, component, &arrays, &names, out);
+        }
+        prepared => prepared?,
+    };
     if args.print_plan {
         eprint!("{}", session.plan());
     }

@@ -52,6 +52,7 @@ pub(crate) fn forward(device: &Device, model: &Path, flags: &InpaintFlags, optio
     let format = Format { batch, height, width, guidance: flags.guidance.unwrap_or(3.0), stochastic: walk.eta > 0.0 };
     let mut prepare = |tape: Tape| device.prepare(tape, options);
     let mut inpainter = Inpainter::new(&model, &scheduler, format, &mut prepare)?;
+    inpainter.notes().iter().for_each(|note| eprintln!("note: {note}"));
     let variance_noise = |k: usize| inputs.tensor(&format!("variance_noise_{k}"));
     let batch = Batch {
         image: &image,

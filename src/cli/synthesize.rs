@@ -117,18 +117,7 @@ pub(crate) fn run(common: &Common, args: &SynthesizeArgs) -> Result<Outcome> {
 
 fn attempt(common: &Common, device: &Device, job: &Job, stop: &std::sync::atomic::AtomicBool) -> Result<Summary> {
     // Said before anything runs: encoder, one denoising step, decoder.
-    let mut plans: Vec<String> = Vec::new();
-    let mut peak = 0;
-    let mut prepare = |tape: Tape| {
-        let session = device.prepare(tape, &Options::default())?;
-        let bytes = session.plan().peak_bytes();
-        peak += bytes;
-        plans.push(speech::bytes(bytes));
-        if plans.len() == 3 {
-            common.say(format_args!("memory of the plans: {} (encode {}, step {}, decode {})", speech::bytes(peak), plans[0], plans[1], plans[2]));
-        }
-        Ok(session)
-    };
+    let mut prepare = |tape: Tape| device.prepare(tape, &Options::default());
     let bar = progress::bar(common, 0, "steps");
     let steps = job.settings.sampling.schedule(job.scheduler)?.rows.len();
     let mut finished = 0;
@@ -147,6 +136,11 @@ fn tell(common: &Common, bar: &ProgressBar, steps: usize, finished: &mut usize, 
             if *resumed > 0 {
                 speak(format!("{resumed} samples are there already; {samples} to make"));
             }
+        }
+        Event::Prepared { memory, notes } => {
+            let [encode, step, decode] = memory.map(speech::bytes);
+            speak(format!("memory of the plans: {} (encode {encode}, step {step}, decode {decode})", speech::bytes(memory.iter().sum())));
+            notes.iter().for_each(|note| bar.suspend(|| eprintln!("note: {note}")));
         }
         Event::Step { done, images, .. } => bar.set_position((*finished * steps + done * images) as u64),
         Event::Written(record) => {

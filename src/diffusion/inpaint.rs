@@ -21,13 +21,12 @@ use crate::base::{Array, DType, Error, Kind, Result};
 use crate::diffusion::ddim::Schedule;
 use crate::diffusion::region::{Region, composite, masked_image};
 use crate::diffusion::scheduler::{Limit, Scheduler};
+pub use crate::diffusion::tiles::Prepare;
+use crate::diffusion::tiles::{Patchwork, count_nonfinite};
 use crate::models::InpaintModel;
 use crate::models::inpaint_index::{HolePixels, HoleToLatent, UNetInput};
 use crate::ops::ddim_step::{Coefficients, DdimStep, KnownRegion};
 use crate::plan::{Session, Tape, Tensor};
-
-/// Gives a plan a device. The caller knows which.
-pub type Prepare<'a> = dyn FnMut(Tape) -> Result<Box<dyn Session>> + 'a;
 
 /// What the plans are made for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -70,7 +69,7 @@ pub struct Painted {
     pub latents: Vec<Array>,
 }
 
-/// Three sessions of one format: encode, one denoising step, decode.
+/// Three parts of one format: encode, one denoising step, decode. The first and the last are cut where they exceed a limit.
 pub struct Inpainter {
     format: Format,
     /// `[N, h, w, C]`.
@@ -81,9 +80,9 @@ pub struct Inpainter {
     hole_to_latent: HoleToLatent,
     hole_pixels: HolePixels,
     downscale: usize,
-    encode: Box<dyn Session>,
+    encode: Patchwork,
     denoise: Box<dyn Session>,
-    decode: Box<dyn Session>,
+    decode: Patchwork,
 }
 
 impl Inpainter {
@@ -100,6 +99,9 @@ impl Inpainter {
             return Err(Error::new(Kind::Usage, "--guidance", format!("{}, expected a number", format.guidance)));
         }
         let latent_shape = [batch, height / downscale, width / downscale, model.autoencoder.latent_channels];
+        let cells = [height / downscale, width / downscale];
+        let mut encode_part = |batch: usize, [h, w]: [usize; 2]| encode_tape(model, &Format { batch, height: h * downscale, width: w * downscale, ..format });
+        let mut decode_part = |batch: usize, [h, w]: [usize; 2]| decode_tape(model, [batch, h, w, model.autoencoder.latent_channels]);
         Ok(Inpainter {
             format,
             latent_shape,
@@ -109,9 +111,9 @@ impl Inpainter {
             hole_to_latent: model.index.hole_to_latent,
             hole_pixels: model.index.hole_pixels,
             downscale,
-            encode: prepare(encode_tape(model, &format)?)?,
+            encode: Patchwork::new(batch, cells, &mut encode_part, prepare)?,
             denoise: prepare(denoise_tape(model, scheduler, &format, latent_shape)?)?,
-            decode: prepare(decode_tape(model, latent_shape)?)?,
+            decode: Patchwork::new(batch, cells, &mut decode_part, prepare)?,
         })
     }
 
@@ -122,6 +124,18 @@ impl Inpainter {
     /// `[N, h, w, C]`.
     pub fn latent_shape(&self) -> [usize; 4] {
         self.latent_shape
+    }
+
+    /// How the encoder and the decoder are cut, where the whole does not fit the device.
+    pub fn notes(&self) -> Vec<String> {
+        let parts = [("encode", &self.encode), ("decode", &self.decode)];
+        parts.iter().filter_map(|(name, part)| part.note().map(|note| format!("{name} {note}"))).collect()
+    }
+
+    /// Device memory of the plans that encode, denoise and decode, in bytes.
+    pub fn memory(&self) -> [u64; 3] {
+        let of = |part: &Patchwork| part.sessions().map(|session| session.plan().peak_bytes()).sum();
+        [of(&self.encode), self.denoise.plan().peak_bytes(), of(&self.decode)]
     }
 
     /// Runs a batch through `schedule`. `keep_latents` reads the latents back after every step. `on_step` is told how many
@@ -147,7 +161,7 @@ impl Inpainter {
                 return Err(Error::new(Kind::Interrupted, "", format!("stopped after step {} of {}", k + 1, schedule.rows.len())));
             }
         }
-        if count(self.denoise.as_mut())? > 0 {
+        if count_nonfinite(self.denoise.as_mut())? > 0 {
             self.start(batch, schedule, &z0)?;
             return Err(self.diagnose(batch, schedule)?);
         }
@@ -176,12 +190,8 @@ impl Inpainter {
     }
 
     fn encode(&mut self, image: &Array) -> Result<Array> {
-        self.encode.write("image", &image.data)?;
-        self.encode.run()?;
-        if count(self.encode.as_mut())? > 0 {
-            return Err(nonfinite("encoder", self.encode.as_mut())?);
-        }
-        self.encode.read("latents")
+        let arrays = self.encode.run("encoder", &[("image", image)], &["latents"])?;
+        arrays.into_iter().next().ok_or_else(|| Error::new(Kind::Shape, "encoder", "it gives no latents"))
     }
 
     /// Writes what stays the same in all steps.
@@ -235,12 +245,8 @@ impl Inpainter {
     /// Decodes the denoiser's latents.
     fn decode_last(&mut self) -> Result<Array> {
         let latents = self.denoise.read("latents_next")?;
-        self.decode.write("latents", &latents.data)?;
-        self.decode.run()?;
-        if count(self.decode.as_mut())? > 0 {
-            return Err(nonfinite("decoder", self.decode.as_mut())?);
-        }
-        let mut decoded = self.decode.read("decoded")?;
+        let arrays = self.decode.run("decoder", &[("latents", &latents)], &["decoded"])?;
+        let mut decoded = arrays.into_iter().next().ok_or_else(|| Error::new(Kind::Shape, "decoder", "it gives no image"))?;
         decoded.data.iter_mut().for_each(|v| *v = v.clamp(0.0, 1.0));
         Ok(decoded)
     }
@@ -278,15 +284,6 @@ impl Inpainter {
 fn per_image(images: &Array, f: impl Fn(usize, &[f32]) -> Vec<f32>) -> Array {
     let size = images.data.len() / images.dims()[0].max(1);
     Array { shape: images.shape.clone(), data: images.data.chunks(size.max(1)).enumerate().flat_map(|(i, image)| f(i, image)).collect() }
-}
-
-fn count(session: &mut dyn Session) -> Result<u32> {
-    Ok(session.read("nonfinite")?.data.first().map_or(0, |v| v.to_bits()))
-}
-
-fn nonfinite(part: &str, session: &mut dyn Session) -> Result<Error> {
-    let place = session.first_nonfinite()?.unwrap_or_else(|| part.to_string());
-    Ok(Error::new(Kind::Numeric, place, format!("values that are not finite in the {part}")))
 }
 
 /// image `[N, H, W, 3]` -> latents `[N, h, w, C]`, scaled.

@@ -4,6 +4,7 @@ pub mod ddim;
 pub mod inpaint;
 pub mod region;
 pub mod scheduler;
+pub mod tiles;
 
 pub use ddim::{Schedule, Walk};
 pub use scheduler::Scheduler;

@@ -44,6 +44,11 @@ pub enum Event<'a> {
         samples: usize,
         resumed: usize,
     },
+    /// Device memory of the plans that encode, denoise and decode, in bytes, and how they are cut where the whole does not fit.
+    Prepared {
+        memory: [u64; 3],
+        notes: &'a [String],
+    },
     /// Steps done of the batch in flight.
     Step {
         done: usize,
@@ -133,6 +138,7 @@ pub fn synthesize(job: &Job, prepare: &mut Prepare, stop: &AtomicBool, on_event:
     }
     let batch = even_batch(tasks.len(), job.settings.execution.batch);
     let inpainter = Inpainter::new(job.model, job.scheduler, job.format(batch), prepare)?;
+    on_event(Event::Prepared { memory: inpainter.memory(), notes: &inpainter.notes() });
     let mut run = Run { job, schedule, sources, classes, manifest, inpainter, unusable: BTreeSet::new(), summary: &mut summary, on_event };
     for chunk in tasks.chunks(batch) {
         if stop.load(Ordering::Relaxed) {

@@ -2,15 +2,17 @@
 
 import re
 
+import torch
 from diffusers import AutoencoderKL, VQModel
 
-from golden.files import normal, smooth_image
+from golden.files import Tensors, normal, smooth_image
 from golden.recipe import fixture
 
 TAPPED = re.compile(
     r"(encoder|decoder)(\.(conv_in|conv_out|mid_block|(down|up)_blocks\.\d+))?|(post_)?quant_conv"
     r"|(encoder|decoder)\..*\.(resnets|attentions|downsamplers|upsamplers)\.\d+"
 ).pattern
+TILE = 4
 FILE = "diffusion_pytorch_model.safetensors"
 OLD_ATTENTION_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
@@ -46,13 +48,24 @@ def inputs(name, model, downscale, size, batch):
     return pixels, latents
 
 
-def kl(name, size=(32, 32), batch=1, rename=None, gains=(), dropped=(), **options):
+@torch.no_grad()
+def tiled(name, model, downscale):
+    """diffusers' own tiles of 4 latents over 11 by 8: tiles of several sizes at the edges."""
+    model.tile_latent_min_size, model.tile_sample_min_size, model.tile_overlap_factor = TILE, TILE * downscale, 0.25
+    pixels, latents = inputs(f"{name}/tiled", model, downscale, (11 * downscale, 8 * downscale), 2)
+    mean, logvar = model._tiled_encode(pixels).chunk(2, dim=1)
+    out = {"out/latent_dist_mean": mean, "out/latent_dist_logvar": logvar.clamp(-30, 20), "out/sample": model.tiled_decode(latents).sample}
+    return Tensors({"in/sample": pixels, "in/latents": latents} | out)
+
+
+def kl(name, size=(32, 32), batch=1, rename=None, gains=(), dropped=(), in_tiles=False, **options):
     channels = options["block_out_channels"]
     model = AutoencoderKL(**({**blocks(len(channels)), "layers_per_block": 2, "norm_num_groups": 4} | options))
     pixels, latents = inputs(name, model, 2 ** (len(channels) - 1), size, batch)
     config = {key: value for key, value in published(model).items() if key not in dropped}
     components = {"vae-encoder": ({"sample": pixels}, encode_kl), "vae-decoder": ({"latents": latents}, decode)}
-    return fixture(name, model, config, FILE, components, tapped=TAPPED, rename=rename, gains=gains)
+    files = fixture(name, model, config, FILE, components, tapped=TAPPED, rename=rename, gains=gains)
+    return files | ({f"models/{name}/tiled.safetensors": tiled(name, model, 2 ** (len(channels) - 1))} if in_tiles else {})
 
 
 # The first configurations have none of the later fields.
@@ -73,6 +86,7 @@ KL = {
         "use_post_quant_conv": False,
     },
     "kl-vae-odd": {
+        "in_tiles": True,
         "block_out_channels": (6, 15, 9),
         "norm_num_groups": 3,
         "layers_per_block": 1,
