@@ -36,6 +36,7 @@ pub static FILES: &[(&str, &[u8])] = goldens![
     "pool2d",
     "reduce",
     "repeat",
+    "resize_bilinear",
     "slice",
     "softmax",
     "tensor_to_image",

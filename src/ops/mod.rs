@@ -24,6 +24,7 @@ pub mod permute;
 pub mod pool2d;
 pub mod reduce;
 pub mod repeat;
+pub mod resize_bilinear;
 pub mod slice;
 pub mod softmax;
 pub mod tensor_to_image;
@@ -69,6 +70,7 @@ pub static ALL: &[&Op] = &[
     &pool2d::OP,
     &reduce::OP,
     &repeat::OP,
+    &resize_bilinear::OP,
     &slice::OP,
     &softmax::OP,
     &tensor_to_image::OP,
