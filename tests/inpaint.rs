@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use naevus::base::array::{psnr, relative_rms};
 use naevus::base::{Array, Kind, Result, rng};
 use naevus::diffusion::inpaint::{Batch, Format, Inpainter, Painted};
+use naevus::diffusion::posterior::Posterior;
 use naevus::diffusion::region::Region;
+use naevus::diffusion::tiles::Tiles;
 use naevus::diffusion::{Schedule, Scheduler, Walk};
 use naevus::exec::Device;
 use naevus::exec::gpu::{Gpu, adapters};
@@ -69,14 +71,19 @@ impl Recorded {
 fn replay(device: &Device, model: &InpaintModel, scheduler: &Scheduler, recorded: &Recorded) -> (f64, f64) {
     let (image, noise) = (recorded.array("image"), recorded.array("noise"));
     let [n, h, w, _] = image.shape.nhwc().unwrap();
-    let format = Format { batch: n, height: h, width: w, guidance: recorded.guidance, stochastic: recorded.walk.eta > 0.0 };
+    let noises = ["posterior_noise", "masked_posterior_noise"];
+    let posterior_noise = recorded.store.shape(noises[0]).map(|_| noises.map(|name| recorded.array(name)));
+    let posterior = if posterior_noise.is_some() { Posterior::Sample } else { Posterior::Mode };
+    let (guidance, stochastic) = (recorded.guidance, recorded.walk.eta > 0.0);
+    let format = Format { batch: n, height: h, width: w, guidance, stochastic, posterior, tiles: Tiles::Auto };
     let mut inpainter = inpainter(device, model, scheduler, format).unwrap();
     let schedule = Schedule::new(scheduler, &recorded.walk).unwrap();
     assert_eq!(schedule.timesteps, recorded.store.indices("timesteps").unwrap());
     let variance_noise = |k: usize| Ok(recorded.array(&format!("variance_noise_{k}")));
     let class_labels = recorded.store.indices("class_labels").unwrap();
     let holes = recorded.holes();
-    let batch = Batch { image: &image, holes: &holes, class_labels: &class_labels, noise: &noise, variance_noise: &variance_noise };
+    let posterior_noise = posterior_noise.as_ref().map(|[image, masked]| [image, masked]);
+    let batch = Batch { image: &image, holes: &holes, class_labels: &class_labels, noise: &noise, variance_noise: &variance_noise, posterior_noise };
     let mut steps = vec![];
     let mut on_step = |k| {
         steps.push(k);
@@ -144,11 +151,12 @@ fn reference_model_follows_its_recorded_trajectories() {
 /// Inputs of a batch whose item i is a function of `keys[i]` alone.
 fn painted(inpainter: &mut Inpainter, schedule: &Schedule, keys: &[u64]) -> Result<Painted> {
     let [n, h, w, c] = inpainter.latent_shape();
-    let Format { height, width, .. } = *inpainter.format();
+    let Format { height, width, posterior, .. } = *inpainter.format();
     let normals = |step: u64| {
         let data = keys.iter().flat_map(|&key| rng::normal(1, key, step, h * w * c)).collect();
         Array::new(&[n, h, w, c], data)
     };
+    let [image_noise, masked_noise] = [normals(rng::POSTERIOR_NOISE)?, normals(rng::MASKED_POSTERIOR_NOISE)?];
     let image = keys.iter().flat_map(|&key| rng::uniform(2, key, 0, height * width * 3)).collect();
     let hole = |&key: &u64| Region { width, height, open: (0..width * height).map(|i| i % width > 12 && (i / width) as u64 > key).collect() };
     let batch = Batch {
@@ -157,12 +165,13 @@ fn painted(inpainter: &mut Inpainter, schedule: &Schedule, keys: &[u64]) -> Resu
         class_labels: &keys.iter().map(|key| (key % 3) as u32).collect::<Vec<_>>(),
         noise: &normals(rng::INITIAL_NOISE)?,
         variance_noise: &|k| normals(k as u64),
+        posterior_noise: (posterior == Posterior::Sample).then_some([&image_noise, &masked_noise]),
     };
     inpainter.paint(&batch, schedule, true, &mut |_| ControlFlow::Continue(()))
 }
 
 fn tiny_format(batch: usize) -> Format {
-    Format { batch, height: 32, width: 32, guidance: 2.0, stochastic: true }
+    Format { batch, height: 32, width: 32, guidance: 2.0, stochastic: true, posterior: Posterior::Mode, tiles: Tiles::Auto }
 }
 
 const WALK: Walk = Walk { steps: 4, eta: 0.5, strength: 1.0 };
@@ -206,7 +215,7 @@ fn a_run_can_be_stopped() {
     let mut inpainter = inpainter(&Device::Cpu, &model, &scheduler, Format { stochastic: false, ..tiny_format(1) }).unwrap();
     let (image, noise) = (Array::zeros(&[1, 32, 32, 3]), Array::zeros(&[1, 4, 4, 4]));
     let holes = [Region { width: 32, height: 32, open: vec![true; 1024] }];
-    let batch = Batch { image: &image, holes: &holes, class_labels: &[0], noise: &noise, variance_noise: &|_| Ok(Array::zeros(&[0])) };
+    let batch = Batch { image: &image, holes: &holes, class_labels: &[0], noise: &noise, variance_noise: &|_| Ok(Array::zeros(&[0])), posterior_noise: None };
     let mut seen = 0;
     let mut on_step = |k| {
         seen = k;
@@ -227,7 +236,7 @@ fn values_that_are_not_finite_name_their_layer() {
     let mut run = |image: &Array, noise: f32, variance: f32| {
         let noise = Array::new(&[1, 4, 4, 4], vec![noise; 64]).unwrap();
         let variance_noise = |k: usize| Array::new(&[1, 4, 4, 4], vec![if k == 2 { variance } else { 0.0 }; 64]);
-        let batch = Batch { image, holes: &holes, class_labels: &[0], noise: &noise, variance_noise: &variance_noise };
+        let batch = Batch { image, holes: &holes, class_labels: &[0], noise: &noise, variance_noise: &variance_noise, posterior_noise: None };
         inpainter.paint(&batch, &schedule, false, &mut |_| ControlFlow::Continue(())).map(|painted| painted.output)
     };
     let good = run(&image, 0.0, 0.0).unwrap();
@@ -256,7 +265,14 @@ fn wrong_batches_are_named() {
     let mut run = |(image, noise, hole, labels): (Vec<usize>, Vec<usize>, usize, Vec<u32>)| {
         let holes = [Region { width: hole, height: 32, open: vec![true; hole * 32] }];
         let (image, noise) = (Array::zeros(&image), Array::zeros(&noise));
-        let batch = Batch { image: &image, holes: &holes, class_labels: &labels, noise: &noise, variance_noise: &|_| Ok(Array::zeros(&[1, 4, 4, 4])) };
+        let batch = Batch {
+            image: &image,
+            holes: &holes,
+            class_labels: &labels,
+            noise: &noise,
+            variance_noise: &|_| Ok(Array::zeros(&[1, 4, 4, 4])),
+            posterior_noise: None,
+        };
         inpainter.paint(&batch, &schedule, false, &mut |_| ControlFlow::Continue(())).map(|_| ())
     };
     run(good.clone()).unwrap();

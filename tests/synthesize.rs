@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use naevus::base::{Kind, Result};
 use naevus::diffusion::Scheduler;
+use naevus::diffusion::posterior::Posterior;
+use naevus::diffusion::tiles::Tiles;
 use naevus::driver::dataset::{DataSet, DataSetOptions};
 use naevus::driver::manifest::{self, Record};
 use naevus::driver::run_settings::{Data, Execution, RunSettings, Sampling, Shard};
@@ -62,6 +64,8 @@ impl Bench {
             sources: Policy::SameClassThenAny,
             dilate_px: 1,
             feather_px: 2,
+            posterior: Posterior::Mode,
+            tiles: Tiles::Auto,
         };
         let execution = Execution { device: "cpu".to_string(), precision: "f32".to_string(), batch: 2, shard: Shard::WHOLE, limit: None };
         let classes = [("df".to_string(), 4), ("vasc".to_string(), 3)].into();

@@ -7,6 +7,7 @@ use super::tensors::{Tensors, read_ports};
 use super::tiles;
 use super::{Common, Outcome};
 use crate::base::{Array, Error, Kind, Result, Shape};
+use crate::diffusion::tiles::Tiles;
 use crate::exec::Device;
 use crate::models::Component;
 use crate::plan::{Layout, Options, Tape};
@@ -34,6 +35,9 @@ pub(crate) struct ForwardArgs {
     /// Print the plan on stderr
     #[arg(long)]
     print_plan: bool,
+    /// Encode and decode in overlapping tiles: where the whole exceeds a limit of the device, never, or of this size
+    #[arg(long, value_name = "auto|off|PX", default_value = "auto")]
+    tiles: String,
     #[command(flatten)]
     inpaint: super::inpaint::InpaintFlags,
 }
@@ -74,6 +78,10 @@ impl Part {
 }
 
 pub(crate) fn run(common: &Common, args: &ForwardArgs) -> Result<Outcome> {
+    let tiles = Tiles::parse(&args.tiles)?;
+    if matches!(tiles, Tiles::Pixels(_)) && !args.tap.is_empty() {
+        return Err(Error::new(Kind::Usage, "--tap", "a module's result has no place in a run in tiles, expected --tiles auto or off"));
+    }
     let device = common.open_device()?;
     let store = Store::open(&args.inputs)?;
     let mut out = Writer::new();
@@ -82,10 +90,13 @@ pub(crate) fn run(common: &Common, args: &ForwardArgs) -> Result<Outcome> {
             if !args.tap.is_empty() {
                 return Err(Error::new(Kind::Usage, "--tap", "--component inpaint has none; use the components"));
             }
-            super::inpaint::forward(&device, &args.model, &args.inpaint, &options(args), &Tensors::new(store), &mut out)?;
+            super::inpaint::forward(&device, &args.model, &args.inpaint, tiles, &options(args), &Tensors::new(store), &mut out)?;
         }
         Some(_) if args.inpaint.given() => {
-            return Err(Error::new(Kind::Usage, "--steps, --guidance, --eta, --strength", "these flags belong to --component inpaint"));
+            return Err(Error::new(Kind::Usage, "--steps, --guidance, --eta, --strength, --posterior", "these flags belong to --component inpaint"));
+        }
+        Some(component) if matches!(tiles, Tiles::Pixels(_)) && !tiles::may_be_cut(component) => {
+            return Err(Error::new(Kind::Usage, "--tiles", format!("{} has none, expected vae-encoder, vae-decoder or inpaint", component.name())));
         }
         Some(component) => forward(common, &device, args, component, &store, &mut out)?,
     }
@@ -113,10 +124,15 @@ fn forward(common: &Common, device: &Device, args: &ForwardArgs, component: Comp
     let outputs = model.record(&mut tape, component, &inputs)?;
     outputs.iter().for_each(|output| tape.output(&output.name, output.tensor));
     let shapes: Vec<Shape> = values.iter().map(|(name, _)| Ok(tape.shape(inputs.get(name)?).clone())).collect::<Result<_>>()?;
-    let mut session = match device.prepare(tape, &options(args)) {
-        Err(limit) if limit.kind() == Kind::Limit && args.tap.is_empty() && tiles::may_be_cut(component) => {
+    let tiles = Tiles::parse(&args.tiles)?;
+    let whole = if matches!(tiles, Tiles::Pixels(_)) { None } else { Some(device.prepare(tape, &options(args))) };
+    let may_be_cut = tiles != Tiles::Off && args.tap.is_empty() && tiles::may_be_cut(component);
+    let mut session = match whole {
+        Some(Err(limit)) if !(limit.kind() == Kind::Limit && may_be_cut) => return Err(limit),
+        Some(Ok(session)) => session,
+        _ => {
             let arrays = values.into_iter().zip(shapes).map(|((name, data), shape)| (name, Array { shape, data })).collect::<Vec<_>>();
-            let mut patchwork = tiles::prepare(device, &options(args), model.as_ref(), component, &arrays)?;
+            let mut patchwork = tiles::prepare(device, &options(args), model.as_ref(), component, &arrays, tiles)?;
             patchwork.note().iter().for_each(|note| eprintln!("note: {} {note}", component.name()));
             if args.print_plan {
                 patchwork.sessions().for_each(|session| eprint!("{}", session.plan()));
@@ -124,7 +140,6 @@ fn forward(common: &Common, device: &Device, args: &ForwardArgs, component: Comp
             let names: Vec<String> = outputs.into_iter().map(|output| output.name).collect();
             return tiles::run(&mut patchwork, component, &arrays, &names, out);
         }
-        prepared => prepared?,
     };
     if args.print_plan {
         eprint!("{}", session.plan());

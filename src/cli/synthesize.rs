@@ -10,6 +10,8 @@ use super::dataset::{self, DataSetFlags};
 use super::{Common, Outcome, progress, speech};
 use crate::base::{Error, Kind, Result};
 use crate::diffusion::Scheduler;
+use crate::diffusion::posterior::Posterior;
+use crate::diffusion::tiles::Tiles;
 use crate::driver::class_plan::{Fill, plan};
 use crate::driver::dataset::{DataSet, DataSetOptions};
 use crate::driver::files::sha256_of;
@@ -34,7 +36,7 @@ pub(crate) struct SynthesizeArgs {
     #[arg(long, value_name = "DIR", required_unless_present = "config")]
     out: Option<PathBuf>,
     /// Settings of an earlier run: makes the same samples again
-    #[arg(long, value_name = "run.toml", conflicts_with_all = ["model", "dataset", "labels", "images", "masks", "classes", "per_class", "fill", "seed", "steps", "guidance", "strength", "eta", "sources", "dilate", "feather", "shard"])]
+    #[arg(long, value_name = "run.toml", conflicts_with_all = ["model", "dataset", "labels", "images", "masks", "classes", "per_class", "fill", "seed", "steps", "guidance", "strength", "eta", "sources", "dilate", "feather", "posterior", "tiles", "shard"])]
     config: Option<PathBuf>,
     /// Names of the model's classes, separated by commas [default: all]
     #[arg(long, value_delimiter = ',')]
@@ -72,6 +74,12 @@ pub(crate) struct SynthesizeArgs {
     /// Soften the seam over this many pixels inside the hole
     #[arg(long, value_name = "PX", default_value_t = 0)]
     feather: usize,
+    /// Latents of the source where the encoder gives a Gaussian of them: mode, or sample
+    #[arg(long, value_name = "mode|sample", default_value = "mode")]
+    posterior: String,
+    /// Encode and decode in overlapping tiles: where the whole exceeds a limit of the device, never, or of this size
+    #[arg(long, value_name = "auto|off|PX", default_value = "auto")]
+    tiles: String,
     /// Only part I of N
     #[arg(long, value_name = "I/N", default_value = "1/1")]
     shard: String,
@@ -231,6 +239,8 @@ fn settings(args: &SynthesizeArgs, model_path: &Path, model_sha256: String, mode
             sources: Policy::parse(&args.sources)?,
             dilate_px: args.dilate.unwrap_or(model.index.dilate_px),
             feather_px: args.feather,
+            posterior: Posterior::parse(&args.posterior)?,
+            tiles: Tiles::parse(&args.tiles)?,
         },
         data: Data {
             dataset: d.dataset.clone().unwrap_or_default(),

@@ -1,7 +1,7 @@
 //! `forward` of an encoder or decoder that does not fit the device: image by image, or in tiles.
 
 use crate::base::{Array, DType, Error, Kind, Result};
-use crate::diffusion::tiles::Patchwork;
+use crate::diffusion::tiles::{Patchwork, Tiles};
 use crate::exec::Device;
 use crate::models::{Component, Inputs, Model};
 use crate::plan::{Options, Tape};
@@ -12,14 +12,23 @@ pub(crate) fn may_be_cut(component: Component) -> bool {
     matches!(component, Component::VaeEncoder | Component::VaeDecoder)
 }
 
-/// The component prepared for `inputs` `[N, H, W, C]`, the first of which gives the size.
-pub(crate) fn prepare(device: &Device, options: &Options, model: &dyn Model, component: Component, inputs: &[(String, Array)]) -> Result<Patchwork> {
-    let first = inputs.first().and_then(|(_, array)| array.shape.nhwc()).ok_or_else(|| Error::new(Kind::Shape, "tiles", "no image to cut"))?;
-    let downscale = match component {
-        Component::VaeEncoder => model.autoencoder().map_or(1, |a| a.downscale),
-        _ => 1,
-    };
-    let (batch, cells) = (first[0], [first[1] / downscale, first[2] / downscale]);
+/// The component prepared for `inputs` `[N, H, W, C]`, the first of which gives the size, cut as `tiles` says.
+pub(crate) fn prepare(
+    device: &Device,
+    options: &Options,
+    model: &dyn Model,
+    component: Component,
+    inputs: &[(String, Array)],
+    tiles: Tiles,
+) -> Result<Patchwork> {
+    let shape = inputs.first().and_then(|(_, array)| array.shape.nhwc()).ok_or_else(|| Error::new(Kind::Shape, "--tiles", "no image to cut"))?;
+    let downscale = model.autoencoder().map_or(1, |a| a.downscale);
+    let per_cell = if component == Component::VaeEncoder { downscale } else { 1 };
+    let [batch, height, width, _] = shape;
+    if !height.is_multiple_of(per_cell) || !width.is_multiple_of(per_cell) {
+        return Err(Error::new(Kind::Shape, "--tiles", format!("an image of {width} x {height} pixels, expected multiples of {downscale} to cut it")));
+    }
+    let cells = [height / per_cell, width / per_cell];
     let mut record = |images: usize, [h, w]: [usize; 2]| {
         let mut tape = Tape::new();
         let tensors = inputs.iter().map(|(name, array)| {
@@ -32,7 +41,7 @@ pub(crate) fn prepare(device: &Device, options: &Options, model: &dyn Model, com
         outputs.iter().for_each(|output| tape.output(&output.name, output.tensor));
         Ok(tape)
     };
-    Patchwork::new(batch, cells, &mut record, &mut |tape| device.prepare(tape, options))
+    Patchwork::new(batch, cells, tiles, downscale, &mut record, &mut |tape| device.prepare(tape, options))
 }
 
 /// Runs it and writes its outputs, all of them images.

@@ -7,7 +7,8 @@
 //! | z0 | latents of the image, scaled |
 //! | hole | 1 = repaint, 0 = known |
 //!
-//! 1. z0 = scale E(image), masked latents = scale E(image with `masked_fill` in the hole)
+//! 1. z0 = scale E(image), masked latents = scale E(image with `masked_fill` in the hole); where E gives a Gaussian, its mode or a
+//!    sample of it
 //! 2. x = noise, or q(z0, t_start) when strength < 1
 //! 3. each step: out = UNet(`unet_input` of x, hole, masked latents; t, class), guided by the null class
 //!    (Ho and Salimans 2022); x = DDIM step; known cells become q(z0, next t) with the same noise (Lugmayr et al. 2022, eq. 8)
@@ -19,10 +20,11 @@ use std::ops::ControlFlow;
 
 use crate::base::{Array, DType, Error, Kind, Result};
 use crate::diffusion::ddim::Schedule;
+use crate::diffusion::posterior::{self, Posterior};
 use crate::diffusion::region::{Region, composite, masked_image};
 use crate::diffusion::scheduler::{Limit, Scheduler};
 pub use crate::diffusion::tiles::Prepare;
-use crate::diffusion::tiles::{Patchwork, count_nonfinite};
+use crate::diffusion::tiles::{Patchwork, Tiles, count_nonfinite};
 use crate::models::InpaintModel;
 use crate::models::inpaint_index::{HolePixels, HoleToLatent, UNetInput};
 use crate::ops::ddim_step::{Coefficients, DdimStep, KnownRegion};
@@ -40,6 +42,10 @@ pub struct Format {
     pub guidance: f32,
     /// Whether steps take variance noise: eta > 0.
     pub stochastic: bool,
+    /// Which latents of the encoder's Gaussian are the image's.
+    pub posterior: Posterior,
+    /// How the encoder and the decoder are cut.
+    pub tiles: Tiles,
 }
 
 /// One batch. Arrays are channels-last.
@@ -54,6 +60,8 @@ pub struct Batch<'a> {
     pub noise: &'a Array,
     /// Variance noise `[N, h, w, C]` of step k, asked for when the format is stochastic.
     pub variance_noise: &'a dyn Fn(usize) -> Result<Array>,
+    /// `[N, h, w, C]`, standard normal: what samples the posterior of the image and of the masked image; None for its mode.
+    pub posterior_noise: Option<[&'a Array; 2]>,
 }
 
 /// What became of a batch. Arrays are channels-last.
@@ -80,6 +88,8 @@ pub struct Inpainter {
     hole_to_latent: HoleToLatent,
     hole_pixels: HolePixels,
     downscale: usize,
+    /// The denoiser's latents are the encoder's times the first plus the second.
+    latent_affine: [f32; 2],
     encode: Patchwork,
     denoise: Box<dyn Session>,
     decode: Patchwork,
@@ -100,6 +110,7 @@ impl Inpainter {
         }
         let latent_shape = [batch, height / downscale, width / downscale, model.autoencoder.latent_channels];
         let cells = [height / downscale, width / downscale];
+        let tiles = format.tiles;
         let mut encode_part = |batch: usize, [h, w]: [usize; 2]| encode_tape(model, &Format { batch, height: h * downscale, width: w * downscale, ..format });
         let mut decode_part = |batch: usize, [h, w]: [usize; 2]| decode_tape(model, [batch, h, w, model.autoencoder.latent_channels]);
         Ok(Inpainter {
@@ -111,9 +122,10 @@ impl Inpainter {
             hole_to_latent: model.index.hole_to_latent,
             hole_pixels: model.index.hole_pixels,
             downscale,
-            encode: Patchwork::new(batch, cells, &mut encode_part, prepare)?,
+            latent_affine: model.latent_affine(),
+            encode: Patchwork::new(batch, cells, tiles, downscale, &mut encode_part, prepare)?,
             denoise: prepare(denoise_tape(model, scheduler, &format, latent_shape)?)?,
-            decode: Patchwork::new(batch, cells, &mut decode_part, prepare)?,
+            decode: Patchwork::new(batch, cells, tiles, downscale, &mut decode_part, prepare)?,
         })
     }
 
@@ -145,9 +157,10 @@ impl Inpainter {
         self.check(batch)?;
         let cells: Vec<Region> = batch.holes.iter().map(|hole| self.cells(hole)).collect();
         let holes: Vec<Region> = batch.holes.iter().zip(&cells).map(|(hole, cells)| self.pixels(hole, cells)).collect();
-        let z0 = self.encode(batch.image)?;
+        let [noise, masked_noise] = batch.posterior_noise.map_or([None; 2], |noises| noises.map(Some));
+        let z0 = self.encode(batch.image, noise)?;
         let masked = per_image(batch.image, |i, image| masked_image(image, &holes[i], 3, self.masked_fill));
-        let masked_latents = self.encode(&masked)?;
+        let masked_latents = self.encode(&masked, masked_noise)?;
         self.feed(batch, &z0, &masked_latents, &cells)?;
         let mut latents = Vec::new();
         self.start(batch, schedule, &z0)?;
@@ -189,9 +202,20 @@ impl Inpainter {
         }
     }
 
-    fn encode(&mut self, image: &Array) -> Result<Array> {
-        let arrays = self.encode.run("encoder", &[("image", image)], &["latents"])?;
-        arrays.into_iter().next().ok_or_else(|| Error::new(Kind::Shape, "encoder", "it gives no latents"))
+    /// image `[N, H, W, 3]` -> `[N, h, w, C]`, scaled: the posterior's mode, or a sample of it with `noise`.
+    fn encode(&mut self, image: &Array, noise: Option<&Array>) -> Result<Array> {
+        let nothing = || Error::new(Kind::Shape, "encoder", "it gives no latents");
+        match noise {
+            None => self.encode.run("encoder", &[("image", image)], &["latents"])?.into_iter().next().ok_or_else(nothing),
+            Some(noise) => {
+                let moments = self.encode.run("encoder", &[("image", image)], &MOMENTS)?;
+                let [mean, logvar] = <[Array; 2]>::try_from(moments).map_err(|_| nothing())?;
+                let mut latents = posterior::sample(&mean, &logvar, noise)?;
+                let [scale, shift] = self.latent_affine;
+                latents.data.iter_mut().for_each(|v| *v = scale * *v + shift);
+                Ok(latents)
+            }
+        }
     }
 
     /// Writes what stays the same in all steps.
@@ -268,6 +292,13 @@ impl Inpainter {
         if let Some(hole) = batch.holes.iter().find(|hole| (hole.width, hole.height) != (width, height)) {
             return wrong("hole", format!("{} x {}", hole.width, hole.height), format!("{width} x {height}"));
         }
+        if batch.posterior_noise.is_some() != (self.format.posterior == Posterior::Sample) {
+            return wrong("posterior_noise", "none, or not asked for".to_string(), format!("what --posterior {} needs", self.format.posterior.name()));
+        }
+        let [n, h, w, c] = self.latent_shape;
+        for noise in batch.posterior_noise.into_iter().flatten().filter(|noise| noise.dims() != self.latent_shape) {
+            return wrong("posterior_noise", format!("{:?}", noise.to_channels_first().dims()), format!("[{n}, {c}, {h}, {w}]"));
+        }
         for (place, values) in [("image", batch.image), ("noise", batch.noise)] {
             if let Some(value) = values.data.iter().find(|v| !v.is_finite()) {
                 return Err(Error::new(Kind::Numeric, place, format!("holds {value}, expected finite values")));
@@ -286,10 +317,18 @@ fn per_image(images: &Array, f: impl Fn(usize, &[f32]) -> Vec<f32>) -> Array {
     Array { shape: images.shape.clone(), data: images.data.chunks(size.max(1)).enumerate().flat_map(|(i, image)| f(i, image)).collect() }
 }
 
-/// image `[N, H, W, 3]` -> latents `[N, h, w, C]`, scaled.
+/// The outputs of an encoder whose posterior is sampled.
+const MOMENTS: [&str; 2] = ["latent_dist_mean", "latent_dist_logvar"];
+
+/// image `[N, H, W, 3]` -> latents `[N, h, w, C]`, scaled; where the posterior is sampled, its mean and logarithm of the variance.
 pub fn encode_tape(model: &InpaintModel, format: &Format) -> Result<Tape> {
     let mut t = Tape::new();
     let image = t.input("image", &[format.batch, format.height, format.width, 3], DType::F32);
+    if format.posterior == Posterior::Sample {
+        let moments = model.encode_moments(&mut t, image)?;
+        MOMENTS.iter().zip(moments).for_each(|(name, tensor)| t.output(name, tensor));
+        return Ok(t);
+    }
     let latents = model.encode(&mut t, image)?;
     finish(&mut t, "latents", latents)?;
     Ok(t)

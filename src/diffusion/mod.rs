@@ -2,6 +2,7 @@
 
 pub mod ddim;
 pub mod inpaint;
+pub mod posterior;
 pub mod region;
 pub mod scheduler;
 pub mod tiles;

@@ -2,10 +2,13 @@
 //!
 //! Sizes are in latent cells; an array with f rows per cell is cut at f times the cell. Tiles are `tile` cells wide and begin
 //! every 3/4 `tile`; where two overlap, the earlier fades into the later one over `tile` / 4, first from above, then from the left.
-//! Source: diffusers `AutoencoderKL.tiled_encode` and `tiled_decode` with tile_overlap_factor 0.25. One thing differs: a last tile
-//! that an earlier one covers wholly is left out.
+//! Source: diffusers `AutoencoderKL.tiled_encode` and `tiled_decode` with tile_overlap_factor 0.25. The logarithm of a variance is
+//! clamped before it fades, there after it.
 
+use std::fmt;
 use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
 
 use crate::base::{Array, Error, Kind, Result, Shape};
 use crate::plan::{Session, Tape};
@@ -15,6 +18,67 @@ pub type Prepare<'a> = dyn FnMut(Tape) -> Result<Box<dyn Session>> + 'a;
 
 /// Tiles are a multiple of this many cells: a quarter of them overlaps.
 const QUARTERS: usize = 4;
+/// The widest tile that can be asked for.
+const MAX_PIXELS: usize = 1 << 20;
+
+/// What `--tiles` says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Tiles {
+    /// The largest that fit, where the whole image exceeds a limit of the device.
+    #[default]
+    Auto,
+    /// None: what exceeds a limit is an error.
+    Off,
+    /// Of so many pixels a side, where the image is larger.
+    Pixels(usize),
+}
+
+impl Tiles {
+    /// `auto`, `off` or pixels.
+    pub fn parse(text: &str) -> Result<Tiles> {
+        match text {
+            "auto" => Ok(Tiles::Auto),
+            "off" => Ok(Tiles::Off),
+            _ => match text.parse() {
+                Ok(pixels @ 1..=MAX_PIXELS) => Ok(Tiles::Pixels(pixels)),
+                _ => Err(Error::new(Kind::Usage, "--tiles", format!("{text}, expected auto, off or pixels from 1 to {MAX_PIXELS}"))),
+            },
+        }
+    }
+
+    /// Cells of a tile that is asked for. Fails where they would not be whole quarters.
+    fn cells(pixels: usize, downscale: usize) -> Result<usize> {
+        let multiple = QUARTERS * downscale.max(1);
+        match pixels > 0 && pixels.is_multiple_of(multiple) {
+            true => Ok(pixels / downscale.max(1)),
+            false => Err(Error::new(Kind::Usage, "--tiles", format!("{pixels}, expected a multiple of {multiple} pixels: {QUARTERS} latents of this model"))),
+        }
+    }
+}
+
+impl fmt::Display for Tiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Tiles::Auto => f.write_str("auto"),
+            Tiles::Off => f.write_str("off"),
+            Tiles::Pixels(pixels) => write!(f, "{pixels}"),
+        }
+    }
+}
+
+impl TryFrom<String> for Tiles {
+    type Error = Error;
+    fn try_from(text: String) -> Result<Tiles> {
+        Tiles::parse(&text)
+    }
+}
+
+impl From<Tiles> for String {
+    fn from(tiles: Tiles) -> String {
+        tiles.to_string()
+    }
+}
 
 /// How one axis is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,11 +95,10 @@ impl Cut {
         self.tile / QUARTERS
     }
 
-    /// Where the tiles lie.
+    /// Where the tiles lie. The last may be one that the tile before it covers.
     pub fn ranges(self) -> Vec<Range<usize>> {
         let step = (self.tile - self.overlap()).max(1);
-        let starts = (0..self.length).step_by(step).filter(|&start| start == 0 || start + self.overlap() < self.length);
-        starts.map(|start| start..(start + self.tile).min(self.length)).collect()
+        (0..self.length).step_by(step).map(|start| start..(start + self.tile).min(self.length)).collect()
     }
 }
 
@@ -59,27 +122,31 @@ pub struct Patchwork {
 }
 
 impl Patchwork {
-    /// Prepares the plan that `record` makes for `batch` images of `size` cells; where that exceeds a limit, for one image; where
-    /// that does too, for the largest tiles of one image that do not. Fails with the limit when tiles of 4 cells exceed it.
-    pub fn new(batch: usize, size: [usize; 2], record: &mut Record, prepare: &mut Prepare) -> Result<Patchwork> {
-        let mut cuts = vec![(batch, None)];
-        cuts.extend((batch > 1).then_some((1, None)));
-        let longest = size[0].max(size[1]).saturating_sub(1);
-        let mut tile = longest.checked_ilog2().map_or(0, |log| 1 << log);
-        while tile >= QUARTERS {
-            cuts.push((1, Some(tile)));
-            tile /= 2;
+    /// Prepares the plan that `record` makes for `batch` images of `size` cells of `downscale` pixels, cut as `tiles` says; where that
+    /// exceeds a limit, for one image; where that does too and `tiles` is auto, for the largest tiles of one image that do not.
+    /// Fails with the limit that the whole exceeds when nothing fits.
+    pub fn new(batch: usize, size: [usize; 2], tiles: Tiles, downscale: usize, record: &mut Record, prepare: &mut Prepare) -> Result<Patchwork> {
+        let longest = size[0].max(size[1]);
+        let asked = match tiles {
+            Tiles::Pixels(pixels) => Some(Tiles::cells(pixels, downscale)?).filter(|&cells| cells < longest),
+            _ => None,
+        };
+        let mut cuts = vec![(batch, asked)];
+        cuts.extend((batch > 1).then_some((1, asked)));
+        if tiles == Tiles::Auto {
+            let largest = longest.saturating_sub(1).checked_ilog2().map_or(0, |log| 1 << log);
+            let sizes = std::iter::successors(Some(largest), |tile| Some(tile / 2)).take_while(|&tile| tile >= QUARTERS);
+            cuts.extend(sizes.map(|tile| (1, Some(tile))));
         }
         let mut limit = None;
         for (at_once, tile) in cuts {
             match (Self::cut(batch, at_once, size, tile, record, prepare), limit) {
-                (Ok(patchwork), None) => return Ok(patchwork),
-                (Ok(patchwork), Some(limit)) => return Ok(patchwork.because(&limit)),
+                (Ok(patchwork), limit) => return Ok(patchwork.noted(downscale, limit.as_ref())),
                 (Err(error), first) if error.kind() == Kind::Limit => limit = first.or(Some(error)),
                 (Err(error), _) => return Err(error),
             }
         }
-        Err(limit.unwrap_or_else(|| Error::new(Kind::Limit, "tiles", "nothing fits the device")))
+        Err(limit.unwrap_or_else(|| Error::new(Kind::Limit, "--tiles", "nothing fits the device")))
     }
 
     /// Prepares plans for `at_once` images and tiles of `tile` cells, a multiple of 4; None: whole.
@@ -100,13 +167,21 @@ impl Patchwork {
         Ok(Patchwork { batch, at_once, size, rows, columns, overlap: tile.unwrap_or(0) / QUARTERS, plans, note: None })
     }
 
-    fn because(self, limit: &Error) -> Patchwork {
+    fn noted(self, downscale: usize, limit: Option<&Error>) -> Patchwork {
         let tiles = self.rows.len() * self.columns.len();
         let cut = match self.plans.first() {
-            Some(([h, w], _)) if tiles > 1 => format!("in {tiles} tiles of {w} x {h} latents that overlap by {}", self.overlap),
+            Some(([h, w], _)) if tiles > 1 => {
+                let [w, h, overlap] = [w, h, &self.overlap].map(|cells| cells * downscale);
+                format!("in {tiles} tiles of {w} x {h} pixels that overlap by {overlap}")
+            }
             _ => "image by image".to_string(),
         };
-        Patchwork { note: Some(format!("{cut}, because the whole does not fit: {limit}")), ..self }
+        let note = match limit {
+            Some(limit) => Some(format!("{cut}, because the whole does not fit: {limit}")),
+            None if tiles > 1 => Some(cut),
+            None => None,
+        };
+        Patchwork { note, ..self }
     }
 
     /// Into what it is cut and why; None: it is whole.
@@ -252,15 +327,27 @@ mod tests {
     fn tiles_cover_an_axis_and_overlap_by_a_quarter() {
         let ranges = |length, tile| Cut { length, tile }.ranges();
         assert_eq!(ranges(64, 32), [0..32, 24..56, 48..64]);
-        assert_eq!(ranges(16, 16), [0..16]);
+        assert_eq!((ranges(12, 16), ranges(16, 16)), (vec![0..12], vec![0..16, 12..16]));
         assert_eq!(ranges(11, 4), [0..4, 3..7, 6..10, 9..11]);
-        // diffusers has another tile 9..10, of which the one before holds every row.
-        assert_eq!(ranges(10, 4), [0..4, 3..7, 6..10]);
+        // The tile before holds every row of the last.
+        assert_eq!(ranges(14, 8), [0..8, 6..14, 12..14]);
         for (length, tile) in (1..70).flat_map(|length| [4, 8, 12, 32].map(|tile| (length, tile))) {
             let ranges = ranges(length, tile);
             assert!(ranges[0].start == 0 && ranges[ranges.len() - 1].end == length, "{length} {tile}: {ranges:?}");
-            assert!(ranges.windows(2).all(|w| w[1].start < w[0].end && w[1].end > w[0].end), "{length} {tile}: {ranges:?}");
+            assert!(ranges.windows(2).all(|w| w[1].start < w[0].end && w[1].end >= w[0].end), "{length} {tile}: {ranges:?}");
         }
+    }
+
+    #[test]
+    fn tiles_are_read_as_they_are_written() {
+        for (text, want) in [("auto", Tiles::Auto), ("off", Tiles::Off), ("256", Tiles::Pixels(256))] {
+            assert_eq!((Tiles::parse(text).unwrap(), want.to_string().as_str()), (want, text));
+        }
+        for text in ["", "0", "-8", "on", "1e3", "99999999999999999999"] {
+            assert_eq!(Tiles::parse(text).unwrap_err().to_string(), format!("--tiles: {text}, expected auto, off or pixels from 1 to 1048576"));
+        }
+        assert_eq!(Tiles::cells(64, 8).unwrap(), 8);
+        assert_eq!(Tiles::cells(60, 8).unwrap_err().to_string(), "--tiles: 60, expected a multiple of 32 pixels: 4 latents of this model");
     }
 
     #[test]
