@@ -42,8 +42,13 @@ fn write(path: &Path, width: usize, height: usize, f: impl Fn(usize, usize) -> [
 impl Bench {
     /// Three images of df, two of bcc, one of vasc; larger than the model's.
     fn new() -> Bench {
+        Self::of("inpaint-tiny")
+    }
+
+    /// With the model of that name.
+    fn of(model: &str) -> Bench {
         let dir = tempfile::tempdir().unwrap();
-        let model_folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models/inpaint-tiny");
+        let model_folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models").join(model);
         let model = InpaintModel::load(&model_folder).unwrap();
         let scheduler = Scheduler::read(&model.index.scheduler_config).unwrap();
         for (key, (class, id)) in [("bcc", "b0"), ("bcc", "b1"), ("df", "d0"), ("df", "d1"), ("df", "d2"), ("vasc", "v0")].into_iter().enumerate() {
@@ -325,4 +330,20 @@ fn what_can_not_start_says_why() {
     let mut any = bench.settings.clone();
     any.sampling.sources = Policy::Any;
     assert_eq!(bench.go(&any, "out").written, 7);
+}
+
+/// Each sample has noise of its own for the posterior of its image: not the batch's, and not none.
+#[test]
+fn a_sampled_posterior_is_the_samples_own() {
+    let bench = Bench::of("inpaint-posterior");
+    let mut settings = bench.settings.clone();
+    settings.sampling.posterior = Posterior::Sample;
+    bench.go(&settings, "two");
+    settings.execution.batch = 3;
+    bench.go(&settings, "three");
+    assert_eq!(bench.samples("two"), bench.samples("three"));
+    settings.sampling.posterior = Posterior::Mode;
+    bench.go(&settings, "mode");
+    let (sampled, mode) = (bench.samples("two"), bench.samples("mode"));
+    assert!(sampled.iter().zip(&mode).all(|((_, a), (_, b))| a.1 != b.1), "a sample is the mode's");
 }
