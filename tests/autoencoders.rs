@@ -177,11 +177,11 @@ fn tiles_leave_no_seam() {
         let original = [&whole, &trip].map(|array| psnr(&array.data, &image.data, 1.0));
         println!("{}: decoded in tiles {:.2} dB, there and back in tiles {:.2} dB from the whole", path.display(), figures[0], figures[1]);
         println!("  from the original: whole {:.3} dB, in tiles {:.3} dB", original[0], original[1]);
-        assert!(figures.iter().all(|&figure| figure >= 30.0) && original[1] >= original[0] - 1.0, "{figures:?} {original:?}");
+        assert!(figures[0] >= 33.0 && figures[1] >= 40.0 && original[1] >= original[0] - 0.5, "{figures:?} {original:?}");
         for (what, image) in [("decoded", &tiled), ("there and back", &trip)] {
             let seams = [(1, vec![192, 256, 384]), (2, vec![192, 256, 384, 448])].map(|(axis, at)| 255.0 * seam(image, &whole, axis, &at));
             println!("  {what}: steps at borders of rows {:.3}, of columns {:.3} of 255", seams[0], seams[1]);
-            assert!(seams.iter().all(|&step| step < 1.0), "{}: {what}: seams of {seams:?} of 255", path.display());
+            assert!(seams.iter().all(|&step| step < 0.6), "{}: {what}: seams of {seams:?} of 255", path.display());
         }
     }
 }
