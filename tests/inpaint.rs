@@ -240,6 +240,29 @@ fn a_posterior_that_cannot_be_sampled_is_refused() {
     assert_eq!((error.to_string().as_str(), error.kind()), (want, Kind::Usage));
 }
 
+#[test]
+fn noise_of_the_posterior_is_checked() {
+    let (model, scheduler) = load(&posterior_model());
+    let schedule = Schedule::new(&scheduler, &WALK).unwrap();
+    let (image, noise, wide) = (Array::zeros(&[1, 32, 32, 3]), Array::zeros(&[1, 4, 4, 4]), Array::zeros(&[1, 4, 5, 4]));
+    let nan = Array::new(&[1, 4, 4, 4], vec![f32::NAN; 64]).unwrap();
+    let holes = [Region { width: 32, height: 32, open: vec![true; 1024] }];
+    let run = |posterior: Posterior, posterior_noise: Option<[&Array; 2]>| {
+        let mut inpainter = inpainter(&Device::Cpu, &model, &scheduler, Format { posterior, ..tiny_format(1) }).unwrap();
+        let batch = Batch { image: &image, holes: &holes, class_labels: &[0], noise: &noise, variance_noise: &|_| Ok(noise.clone()), posterior_noise };
+        inpainter.paint(&batch, &schedule, false, &mut |_| ControlFlow::Continue(())).map(|_| ())
+    };
+    run(Posterior::Sample, Some([&noise, &noise])).unwrap();
+    for (posterior, given, want) in [
+        (Posterior::Sample, None, "posterior_noise: none, expected what --posterior sample takes"),
+        (Posterior::Mode, Some([&noise, &noise]), "posterior_noise: given, expected what --posterior mode takes"),
+        (Posterior::Sample, Some([&noise, &wide]), "posterior_noise: [1, 4, 4, 5], expected [1, 4, 4, 4]"),
+        (Posterior::Sample, Some([&nan, &noise]), "posterior_noise: holds NaN, expected finite values"),
+    ] {
+        assert_eq!(run(posterior, given).unwrap_err().to_string(), want);
+    }
+}
+
 /// One autoencoder under its authors' names and under diffusers': both paint the same.
 #[test]
 fn an_autoencoder_tiny_is_the_taesd_that_it_holds() {

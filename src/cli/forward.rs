@@ -10,7 +10,7 @@ use crate::base::{Array, Error, Kind, Result, Shape};
 use crate::diffusion::tiles::Tiles;
 use crate::exec::Device;
 use crate::models::Component;
-use crate::plan::{Layout, Options, Tape};
+use crate::plan::{Layout, Options, Session, Tape};
 use crate::weights::{Store, Writer};
 
 #[derive(clap::Args)]
@@ -150,12 +150,17 @@ fn forward(common: &Common, device: &Device, args: &ForwardArgs, component: Comp
         session.write(name, values)?;
     }
     session.run()?;
-    let taps = args.tap.iter().map(|tap| (tap, Layout::Image));
-    for (name, layout) in outputs.iter().map(|output| (&output.name, output.layout)).chain(taps) {
+    let taps = args.tap.iter().map(|tap| (tap.as_str(), Layout::Image));
+    write(session.as_mut(), outputs.iter().map(|output| (output.name.as_str(), output.layout)).chain(taps), out)
+}
+
+/// Reads these results and adds them to the file.
+fn write<'a>(session: &mut dyn Session, results: impl Iterator<Item = (&'a str, Layout)>, out: &mut Writer) -> Result<()> {
+    for (name, layout) in results {
         let array = session.read(name)?;
         let array = if layout == Layout::Image { array.to_channels_first() } else { array };
         if array.data.iter().any(|v| !v.is_finite()) {
-            let place = session.first_nonfinite()?.unwrap_or(name.clone());
+            let place = session.first_nonfinite()?.unwrap_or(name.to_string());
             return Err(Error::new(Kind::Numeric, place, "the first layer whose result is not finite"));
         }
         out.f32(name, array.dims(), array.data.clone())?;

@@ -22,7 +22,8 @@ pub(crate) fn prepare(
     tiles: Tiles,
 ) -> Result<Patchwork> {
     let shape = inputs.first().and_then(|(_, array)| array.shape.nhwc()).ok_or_else(|| Error::new(Kind::Shape, "--tiles", "no image to cut"))?;
-    let downscale = model.autoencoder().map_or(1, |a| a.downscale);
+    let unknown = || Error::new(Kind::Usage, "--tiles", "nothing says how many pixels a latent of this model has, expected off");
+    let downscale = model.autoencoder().ok_or_else(unknown)?.downscale;
     let per_cell = if component == Component::VaeEncoder { downscale } else { 1 };
     let [batch, height, width, _] = shape;
     if !height.is_multiple_of(per_cell) || !width.is_multiple_of(per_cell) {

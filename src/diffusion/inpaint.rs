@@ -293,13 +293,16 @@ impl Inpainter {
             return wrong("hole", format!("{} x {}", hole.width, hole.height), format!("{width} x {height}"));
         }
         if batch.posterior_noise.is_some() != (self.format.posterior == Posterior::Sample) {
-            return wrong("posterior_noise", "none, or not asked for".to_string(), format!("what --posterior {} needs", self.format.posterior.name()));
+            let found = if batch.posterior_noise.is_some() { "given" } else { "none" };
+            return wrong("posterior_noise", found.to_string(), format!("what --posterior {} takes", self.format.posterior.name()));
         }
         let [n, h, w, c] = self.latent_shape;
-        for noise in batch.posterior_noise.into_iter().flatten().filter(|noise| noise.dims() != self.latent_shape) {
+        let posterior_noise = batch.posterior_noise.into_iter().flatten();
+        if let Some(noise) = posterior_noise.clone().find(|noise| noise.dims() != self.latent_shape) {
             return wrong("posterior_noise", format!("{:?}", noise.to_channels_first().dims()), format!("[{n}, {c}, {h}, {w}]"));
         }
-        for (place, values) in [("image", batch.image), ("noise", batch.noise)] {
+        let given = [("image", batch.image), ("noise", batch.noise)].into_iter().chain(posterior_noise.map(|noise| ("posterior_noise", noise)));
+        for (place, values) in given {
             if let Some(value) = values.data.iter().find(|v| !v.is_finite()) {
                 return Err(Error::new(Kind::Numeric, place, format!("holds {value}, expected finite values")));
             }
