@@ -10,6 +10,9 @@ struct Params { batch: u32, queries: u32, keys: u32, heads: u32, head_dim: u32, 
 @group(0) @binding(5) var<storage, read_write> y: array<elem4>;   // [N, Lq, heads D / 4]
 
 const BLOCK: u32 = 64u;
+var<private> out: u32;    // where the tile begins in y
+var<private> rows: u32;   // queries from the tile's first on
+
 const LOWEST: f32 = -3.4028234e38;
 
 // Four values of one row of the keys stand in one column of the right tile.
@@ -129,10 +132,12 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     }
     exchange(ty, tx, total);
     if column >= d4 { return; }
-    let out = (n * p.queries + first_row) * width + head * d4 + column;
-    let row = ty * 4u;
-    if first_row < p.queries { y[out] = elem4(r0 / row_sum(row)); }
-    if first_row + 1u < p.queries { y[out + width] = elem4(r1 / row_sum(row + 1u)); }
-    if first_row + 2u < p.queries { y[out + 2u * width] = elem4(r2 / row_sum(row + 2u)); }
-    if first_row + 3u < p.queries { y[out + 3u * width] = elem4(r3 / row_sum(row + 3u)); }
+    out = (n * p.queries + wid.x * BLOCK) * width + head * d4 + wid.z * TILE_N4;
+    rows = p.queries - wid.x * BLOCK;
+    finish_tile(ty, tx);
+}
+
+// A row and a group of four columns of the workgroup's tile, over the row's sum of weights.
+fn store_result(row: u32, column: u32, value: vec4<f32>) {
+    if row < rows { y[out + row * (p.heads * p.head_dim / 4u) + column] = elem4(value / row_sum(row)); }
 }

@@ -11,8 +11,11 @@ struct Params {
 @group(0) @binding(3) var<storage, read>       bias: array<elem4>;   // [O / 4], or anything when has_bias is 0
 @group(0) @binding(4) var<storage, read_write> y:    array<elem4>;   // [N, OH, OW, O / 4]
 
+var<private> tile: vec3<u32>;   // the workgroup's
+
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    tile = wid;
     let o4 = p.out_c / 4u;
     let i4 = p.in_c / 4u;
     let pixels = p.batch * p.out_h * p.out_w;
@@ -50,14 +53,16 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         }
         workgroupBarrier();
     }
-    for (var j = 0u; j < COLUMN_GROUPS; j++) {
-        let col = wid.x * TILE_N4 + j * LANES + lane % LANES;
-        if col >= o4 { break; }
-        var b = vec4<f32>();
-        if p.has_bias != 0u { b = vec4<f32>(bias[col]); }
-        for (var i = 0u; i < ROW_GROUPS * 4u; i++) {
-            let m = wid.y * TILE_M + (i / 4u * LANES + lane / LANES) * 4u + i % 4u;
-            if m < pixels { y[m * o4 + col] = elem4(sums[i * COLUMN_GROUPS + j] + b); }
-        }
-    }
+    finish_tile(lane / LANES, lane % LANES);
+}
+
+// A row and a group of four columns of the workgroup's tile: a pixel's channels.
+fn store_result(row: u32, column: u32, value: vec4<f32>) {
+    let o4 = p.out_c / 4u;
+    let pixel = tile.y * TILE_M + row;
+    let col = tile.x * TILE_N4 + column;
+    if pixel >= p.batch * p.out_h * p.out_w || col >= o4 { return; }
+    var b = vec4<f32>();
+    if p.has_bias != 0u { b = vec4<f32>(bias[col]); }
+    y[pixel * o4 + col] = elem4(value + b);
 }

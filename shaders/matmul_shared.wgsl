@@ -7,8 +7,11 @@ struct Params { batch: u32, m: u32, k: u32, n: u32, batched: u32, has_bias: u32 
 @group(0) @binding(3) var<storage, read>       bias: array<elem4>;   // [N / 4], or anything when has_bias is 0
 @group(0) @binding(4) var<storage, read_write> y:    array<elem4>;   // [B, M, N / 4]
 
+var<private> tile: vec3<u32>;   // the workgroup's
+
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    tile = wid;
     let n4 = p.n / 4u;
     let k4 = p.k / 4u;
     let row = wid.y * TILE_M + lane / (TILE_K / 4u);   // of a, and the first of its four columns
@@ -35,14 +38,16 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         }
         workgroupBarrier();
     }
-    for (var j = 0u; j < COLUMN_GROUPS; j++) {
-        let col = wid.x * TILE_N4 + j * LANES + lane % LANES;
-        if col >= n4 { break; }
-        var b = vec4<f32>();
-        if p.has_bias != 0u { b = vec4<f32>(bias[col]); }
-        for (var i = 0u; i < ROW_GROUPS * 4u; i++) {
-            let m = wid.y * TILE_M + (i / 4u * LANES + lane / LANES) * 4u + i % 4u;
-            if m < p.m { y[(wid.z * p.m + m) * n4 + col] = elem4(sums[i * COLUMN_GROUPS + j] + b); }
-        }
-    }
+    finish_tile(lane / LANES, lane % LANES);
+}
+
+// A row and a group of four columns of the workgroup's tile.
+fn store_result(row: u32, column: u32, value: vec4<f32>) {
+    let n4 = p.n / 4u;
+    let m = tile.y * TILE_M + row;
+    let col = tile.x * TILE_N4 + column;
+    if m >= p.m || col >= n4 { return; }
+    var b = vec4<f32>();
+    if p.has_bias != 0u { b = vec4<f32>(bias[col]); }
+    y[(tile.z * p.m + m) * n4 + col] = elem4(value + b);
 }

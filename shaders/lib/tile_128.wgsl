@@ -4,12 +4,10 @@ const TILE_M: u32 = 128u;
 const TILE_N4: u32 = 32u;      // groups of four columns
 const TILE_K: u32 = 8u;
 const LANES: u32 = 16u;        // invocations along each side of the tile
-const ROW_GROUPS: u32 = 2u;    // groups of four rows of an invocation
-const COLUMN_GROUPS: u32 = 2u; // groups of four columns of an invocation
 
 var<workgroup> left: array<vec4<f32>, 512>;    // [half][TILE_K][TILE_M / 4]
 var<workgroup> right: array<vec4<f32>, 512>;   // [half][TILE_K][TILE_N4]
-var<private> sums: array<vec4<f32>, 16>;       // [row][column group]
+var<private> sums: array<vec4<f32>, 16>;       // [row][column group]; constant indices only, or drivers keep it in memory
 
 // Adds the product of a half's tiles to the sums of the invocation at row lane `ty` and column lane `tx`.
 fn multiply_tile(half: u32, ty: u32, tx: u32) {
@@ -28,4 +26,24 @@ fn multiply_tile(half: u32, ty: u32, tx: u32) {
         sums[12] = fma(vec4<f32>(a1.z), b0, sums[12]); sums[13] = fma(vec4<f32>(a1.z), b1, sums[13]);
         sums[14] = fma(vec4<f32>(a1.w), b0, sums[14]); sums[15] = fma(vec4<f32>(a1.w), b1, sums[15]);
     }
+}
+
+// Gives the shader's `store_result` each row and group of four columns of the tile that this invocation made.
+fn finish_tile(ty: u32, tx: u32) {
+    store_result(ty * 4u, tx, sums[0]);
+    store_result(ty * 4u + 1u, tx, sums[2]);
+    store_result(ty * 4u + 2u, tx, sums[4]);
+    store_result(ty * 4u + 3u, tx, sums[6]);
+    store_result(ty * 4u + 64u, tx, sums[8]);
+    store_result(ty * 4u + 64u + 1u, tx, sums[10]);
+    store_result(ty * 4u + 64u + 2u, tx, sums[12]);
+    store_result(ty * 4u + 64u + 3u, tx, sums[14]);
+    store_result(ty * 4u, tx + 16u, sums[1]);
+    store_result(ty * 4u + 1u, tx + 16u, sums[3]);
+    store_result(ty * 4u + 2u, tx + 16u, sums[5]);
+    store_result(ty * 4u + 3u, tx + 16u, sums[7]);
+    store_result(ty * 4u + 64u, tx + 16u, sums[9]);
+    store_result(ty * 4u + 64u + 1u, tx + 16u, sums[11]);
+    store_result(ty * 4u + 64u + 2u, tx + 16u, sums[13]);
+    store_result(ty * 4u + 64u + 3u, tx + 16u, sums[15]);
 }

@@ -4,12 +4,10 @@ const TILE_M: u32 = 64u;
 const TILE_N4: u32 = 16u;      // groups of four columns
 const TILE_K: u32 = 16u;
 const LANES: u32 = 16u;        // invocations along each side of the tile
-const ROW_GROUPS: u32 = 1u;    // groups of four rows of an invocation
-const COLUMN_GROUPS: u32 = 1u; // groups of four columns of an invocation
 
 var<workgroup> left: array<vec4<f32>, 512>;    // [half][TILE_K][TILE_M / 4]
 var<workgroup> right: array<vec4<f32>, 512>;   // [half][TILE_K][TILE_N4]
-var<private> sums: array<vec4<f32>, 4>;        // [row]
+var<private> sums: array<vec4<f32>, 4>;        // [row]; constant indices only, or drivers keep it in memory
 
 // Adds the product of a half's tiles to the sums of the invocation at row lane `ty` and column lane `tx`.
 fn multiply_tile(half: u32, ty: u32, tx: u32) {
@@ -22,4 +20,12 @@ fn multiply_tile(half: u32, ty: u32, tx: u32) {
         sums[2] = fma(vec4<f32>(a.z), b, sums[2]);
         sums[3] = fma(vec4<f32>(a.w), b, sums[3]);
     }
+}
+
+// Gives the shader's `store_result` each row and group of four columns of the tile that this invocation made.
+fn finish_tile(ty: u32, tx: u32) {
+    store_result(ty * 4u, tx, sums[0]);
+    store_result(ty * 4u + 1u, tx, sums[1]);
+    store_result(ty * 4u + 2u, tx, sums[2]);
+    store_result(ty * 4u + 3u, tx, sums[3]);
 }
