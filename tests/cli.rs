@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
 use naevus::base::Array;
+use naevus::base::array::relative_rms;
 use naevus::exec::gpu::adapters;
 use naevus::weights::{Store, write};
 use tempfile::TempDir;
@@ -176,6 +177,45 @@ fn the_job_runs_resumes_and_repeats() {
     // Other settings do not mix into the folder.
     args.extend(["--seed", "9"]);
     refused(&args, &["run.toml: seed", "0", "9"]);
+}
+
+/// Another solver than the model's: what `forward` gives is diffusers' walk; `synthesize` writes down which it was.
+#[test]
+fn the_scheduler_is_a_choice() {
+    let dir = TempDir::new().unwrap();
+    let (model, recorded) = (golden("models/inpaint-known"), golden("models/inpaint-known/schedulers.safetensors"));
+    let latents = dir.path().join("latents.safetensors");
+    let forward = |scheduler: &'static str| {
+        let paths = ["--model", text(&model), "--inputs", text(&recorded), "--out", text(&latents)];
+        let flags = ["forward", "--device", "cpu", "--component", "inpaint", "--steps", "6", "--guidance", "2.5", "--scheduler", scheduler];
+        [flags.as_slice(), &paths].concat().into_iter().map(str::to_string).collect::<Vec<_>>()
+    };
+    let want = Store::open(&recorded).unwrap();
+    for scheduler in ["lcm", "euler", "dpmpp-2m"] {
+        let (code, _, stderr) = naevus(&forward(scheduler).iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(code, 0, "{stderr}");
+        let (got, want) = (Store::open(&latents).unwrap().array("latents_5").unwrap(), want.array(&format!("{scheduler}/latents_5")).unwrap());
+        assert!(relative_rms(&got.data, &want.data) < 1e-4, "{scheduler}");
+    }
+    refused(&forward("heun").iter().map(String::as_str).collect::<Vec<_>>(), &["--scheduler: heun, expected one of ddim, ddpm, dpmpp-2m, unipc"]);
+
+    let (data, out, again) = (dir.path().join("data"), dir.path().join("out"), dir.path().join("again"));
+    data_set(&data, 4);
+    let tiny = golden("models/inpaint-tiny");
+    let mut args = synthesize(text(&tiny), text(&data), text(&out));
+    args.extend(["--classes", "df", "--per-class", "2", "--scheduler", "lcm"]);
+    refused(&[args.clone(), vec!["--eta", "0.5"]].concat(), &["--eta: 0.5, expected 0: ddim alone has it, this is lcm"]);
+    let (code, _, stderr) = naevus(&args);
+    assert_eq!(code, 0, "{stderr}");
+    let lcm = lines(&out.join("manifest.jsonl"));
+    assert!(lcm.len() == 2 && lcm.iter().all(|line| line["scheduler"] == "lcm"));
+    assert!(std::fs::read_to_string(out.join("run.toml")).unwrap().contains("scheduler = \"lcm\""));
+    let (code, _, stderr) = naevus(&["synthesize", "--config", text(&out.join("run.toml")), "--out", text(&again), "--batch", "1"]);
+    assert_eq!(code, 0, "{stderr}");
+    let repeated = lines(&again.join("manifest.jsonl"));
+    assert!(lcm.iter().all(|line| repeated.iter().any(|other| other["output_sha256"] == line["output_sha256"])), "a row of a batch is that row alone");
+    args.truncate(args.len() - 1);
+    refused(&[args, vec!["ddpm"]].concat(), &["run.toml: scheduler: lcm, but this run has ddpm"]);
 }
 
 fn class_names(model: &Path) -> Vec<String> {

@@ -74,7 +74,8 @@ pub(crate) fn table(scheduler: &Scheduler) -> Vec<f32> {
 /// sigma at a timestep between two of training: numpy's `interp`.
 pub(crate) fn at(table: &[f32], timestep: f64) -> f64 {
     let last = table.len() - 1;
-    let below = (timestep.max(0.0) as usize).min(last);
+    let timestep = timestep.clamp(0.0, last as f64);
+    let below = timestep as usize;
     let (low, high) = (f64::from(table[below]), f64::from(table[(below + 1).min(last)]));
     if below == last { low } else { (high - low) * (timestep - below as f64) + low }
 }
