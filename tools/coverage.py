@@ -39,7 +39,7 @@ TIMM = re.compile(
     r"((tf_|adv_|gluon_)?(efficientnet(v2)?_|mobilenet|inception_v3)|(se|eca)?resne[x]?t\d|resnetrs|wide_resnet|densenet|convnext|vit_|deit|swin_)"
 )
 TORCHVISION = re.compile(r"(resne[x]?t|wide_resnet|densenet|efficientnet|mobilenet|convnext|vit_|swin_|squeezenet|inception|deeplab|fcn_)")
-# Classes of residual blocks that end in a batch norm.
+# Classes of blocks that end in a batch norm; without a shortcut they have an attribute that says so.
 BRANCHES = ("BasicBlock", "Bottleneck", "InvertedResidual", "EdgeResidual", "DepthwiseSeparableConv", "MBConv", "FusedMBConv")
 
 
@@ -140,7 +140,7 @@ def randomise(model, seed, pixels):
     norms = batch_norms(model)
     model.eval()
     for block in model.modules():
-        if type(block).__name__ in BRANCHES:
+        if type(block).__name__ in BRANCHES and getattr(block, "has_skip", getattr(block, "use_res_connect", True)):
             last = getattr(block, "bn3", None) or getattr(block, "bn2", None) or batch_norms(block)[-1]
             last.weight.mul_(0.2)
     for norm in norms:
@@ -218,7 +218,7 @@ def main():
     parser.add_argument("what", choices=["names", "numbers"])
     parser.add_argument("patterns", nargs="*", metavar="PATTERN")
     parser.add_argument("--binary", default=Path(__file__).resolve().parents[1] / "target/release/naevus", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     is_numbers = arguments.what == "numbers"
     candidates = names_of_timm(tags=not is_numbers) + names_of_torchvision() + names_of_smp() * is_numbers

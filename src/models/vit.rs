@@ -497,9 +497,9 @@ fn average(scope: &Scope, names: &Names, timm: Option<&TimmConfig>) -> Result<bo
 }
 
 /// Parts of a name whose networks are built otherwise.
-const OTHERS: [&str; 23] = [
+const OTHERS: [&str; 22] = [
     "siglip", "radio", "_xp_", "18x2", "36x1", "rpn", "_map_", "tips", "intern", "so400m", "relpos", "sam", "hybrid", "dlittle", "rope", "dinov3", "_mci_",
-    "sapiens", "lingbot", "_r50_", "_r26_", "_r_s16", "_pe_",
+    "sapiens", "lingbot", "_r50_", "_r26_", "_r_s16",
 ];
 
 fn is_vit(name: &str) -> bool {
