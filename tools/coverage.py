@@ -8,7 +8,7 @@ width. No weights are downloaded and nothing of it is committed.
     tools/coverage.py numbers [PATTERN...]      random weights: `naevus forward` on the CPU executor against PyTorch in f32
 
 A name is timm's with its tag (`resnet50.a1_in1k`), `torchvision/...` or `smp/...`. `numbers` leaves the tag out, takes small images
-where the architecture allows any, and leaves out what has more than 200 M parameters. Patterns are regular expressions of whole
+where the architecture allows any, and few blocks of ViT and ConvNeXt beyond 200 M parameters; others as large are left out. Patterns are regular expressions of whole
 names. What is built otherwise (other norms, pruned, relative positions) must be
 refused by its name. Exit code 1: another refusal, or a difference of more than 1e-4.
 """
@@ -87,11 +87,17 @@ class Subject:
             return {"image_size": side}, side
         if self.library == "" and re.match("vit|deit|swin", self.own):
             side = timm.get_pretrained_cfg(self.own).input_size[-1]
-            patch = int((re.search(r"patch(\d+)", self.own) or re.search(r"()(4)", "4"))[1] or 4)
-            if side <= 256 or self.own.startswith("swin"):
+            patch = re.search(r"patch(\d+)", self.own)
+            if side <= 256 or self.own.startswith("swin") or not patch:
                 return {}, side
-            return {"img_size": 4 * patch}, 4 * patch
+            return {"img_size": 4 * int(patch[1])}, 4 * int(patch[1])
         return {}, 64
+
+    def shallow(self):
+        """Arguments that leave out most blocks, of what is too large with all of them; None: there are none such."""
+        if self.library == "" and self.own.startswith("convnext"):
+            return {"depths": (1, 1, 1, 1)}
+        return {"depth": 2} if self.library == "" and re.match("vit|deit", self.own) else None
 
     def store(self, model, folder):
         """Writes what a publisher would; where the weights are."""
@@ -173,8 +179,12 @@ def numbers(name, binary, folder):
     arguments, side = subject.small()
     with torch.device("meta"):
         parameters = sum(value.numel() for value in subject.build().parameters())
+    about = f"{parameters / 1e6:.1f} M, {side} px"
     if parameters > LARGEST:
-        return True, f"{parameters / 1e6:.1f} M parameters: left out"
+        if subject.shallow() is None:
+            return True, f"{about}: left out"
+        arguments |= subject.shallow()
+        about += ", few blocks"
     model = subject.build(**arguments)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -184,7 +194,6 @@ def numbers(name, binary, folder):
     path = subject.store(model, folder)
     save_file({"pixel_values": pixels}, folder / "in.tensors")
     error = naevus(binary, "forward", "--device", "cpu", "--model", path, "--component", subject.component, "--inputs", folder / "in.tensors", "--out", folder / "out.tensors")
-    about = f"{parameters / 1e6:.1f} M, {side} px"
     if error:
         return False, f"{about}: {error}"
     got = load_file(folder / "out.tensors")
