@@ -240,8 +240,8 @@ def main():
                 is_good, line = (numbers if is_numbers else names)(name, arguments.binary, Path(folder))
             except Exception as error:
                 is_good, line = False, f"PyTorch: {type(error).__name__}: {error}"
-        by_name = re.search(r'architecture: "[^"]*", expected one of', line)
-        verdict, line = ("ok", line) if is_good else ("refused", "by name") if by_name else ("FAIL", line)
+        by_name = re.search(r'architecture: "[^"]*", expected one of|are of no known architecture', line)
+        verdict, line = ("ok", line) if is_good else ("refused", "by its name or its tensors' names") if by_name else ("FAIL", line)
         good, refused, failed = good + is_good, refused + (verdict == "refused"), failed + (verdict == "FAIL")
         print(f"{verdict:7} {name}: {line}", flush=True)
     print(f"{good} are equal or known, {refused} are refused by name, {failed} fail")
