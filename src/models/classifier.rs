@@ -199,3 +199,28 @@ pub fn read_config<T: Default>(config: Option<&Config>, arguments: impl FnOnce(&
 pub fn count(scope: &Scope, marks: &[&str]) -> usize {
     (0..).take_while(|i| marks.iter().any(|mark| scope.has(&format!("{i}.{mark}")))).count()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::Writer;
+
+    #[test]
+    fn the_last_layer_may_be_a_step_of_a_list() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.safetensors");
+        let load = |tensors: &[(&str, &[usize])]| {
+            let mut writer = Writer::new();
+            tensors.iter().for_each(|(name, shape)| writer.f32(name, shape, vec![1.0; shape.iter().product()]).unwrap());
+            writer.write(&path).unwrap();
+            let scope = Scope::open(&path, "classifier").unwrap();
+            let (layer, classes) = last_layer(&scope, "fc", 3, None);
+            (layer.is_some(), classes, scope.finish().map_err(|e| e.to_string()).err())
+        };
+        assert_eq!(load(&[("fc.weight", &[2, 3]), ("fc.bias", &[2])]), (true, 2, None));
+        assert_eq!(load(&[("fc.1.weight", &[2, 3]), ("fc.1.bias", &[2])]), (true, 2, None));
+        // What stands between two layers is not told.
+        let (has_layer, _, error) = load(&[("fc.0.weight", &[3, 3]), ("fc.0.bias", &[3]), ("fc.2.weight", &[2, 3]), ("fc.2.bias", &[2])]);
+        assert!(!has_layer && error.unwrap().contains("unused fc.0.bias"));
+    }
+}

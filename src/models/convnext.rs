@@ -21,6 +21,8 @@ use crate::weights::{Config, Scope, Store};
 const EPS: f32 = 1e-6;
 const XXLARGE: &str = "convnext_xxlarge";
 const XXLARGE_EPS: f32 = 1e-5;
+/// Of its stem: no other has it.
+const XXLARGE_WIDTH: usize = 384;
 /// Added to the mean of the response norm.
 const RESPONSE_EPS: f32 = 1e-6;
 const STAGES: usize = 4;
@@ -389,7 +391,10 @@ fn read_arguments(c: &Config) -> Result<Option<f32>> {
 /// Loads the weights of `scope`, its root, and closes its account.
 fn load(config: Option<&Config>, scope: &Scope) -> Result<Classifier> {
     let (timm, told) = read_config(config, read_arguments)?;
-    let is_xxlarge = timm.as_ref().is_some_and(|c| c.architecture == XXLARGE);
+    let is_xxlarge = match &timm {
+        Some(c) => c.architecture == XXLARGE,
+        None => scope.shape("stem.0.weight").is_some_and(|shape| shape.first() == Some(&XXLARGE_WIDTH)),
+    };
     let eps = told.unwrap_or(if is_xxlarge { XXLARGE_EPS } else { EPS });
     let names = if scope.has("stem.0.weight") { &TIMM } else { &TORCHVISION };
     let (stem, mut width) = Stem::load(scope, names, eps);

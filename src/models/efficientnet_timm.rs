@@ -28,6 +28,8 @@ pub struct Topology {
     squeeze: (Function, Function),
     /// Whether a stage of plain convolutions adds its input.
     skips_plain: bool,
+    /// The first stage whose blocks add their input.
+    skips_from: usize,
     /// Whether the mean is taken before the last convolution ("efficient head").
     pools_first: bool,
     eps: f64,
@@ -46,6 +48,7 @@ pub fn topology(architecture: &str) -> Option<Topology> {
         relu_stages: 0,
         squeeze: (Function::Silu, Function::Sigmoid),
         skips_plain: true,
+        skips_from: 0,
         pools_first: false,
         eps,
         same,
@@ -60,14 +63,12 @@ pub fn topology(architecture: &str) -> Option<Topology> {
         ..efficient
     };
     let small: &[usize] = &[2, 2, 2, 1, 2, 1];
-    if of("efficientnet_", &["b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "b8", "l2", "b1_pruned", "b2_pruned", "b3_pruned"])
-        || of("efficientnetv2_", &["m", "l", "xl"])
-    {
+    if of("efficientnet_", &["b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "b8", "l2"]) || of("efficientnetv2_", &["m", "l", "xl"]) {
         Some(efficient)
     } else if of("efficientnetv2_", &["s", "rw_s", "rw_m", "rw_t", "b0", "b1", "b2", "b3"]) {
         Some(Topology { strides: &STRIDES[..6], ..efficient })
     } else if of("efficientnet_", &["es", "em", "el", "es_pruned", "el_pruned"]) {
-        Some(Topology { act: Function::Relu, strides: &STRIDES[..6], ..efficient })
+        Some(Topology { act: Function::Relu, strides: &STRIDES[..6], skips_from: 1, ..efficient })
     } else if of("efficientnet_", &["lite0", "lite1", "lite2", "lite3", "lite4"]) {
         Some(Topology { act: Function::Relu6, ..efficient })
     } else if of("mobilenetv2_", &["035", "050", "075", "100", "140", "110d", "120d"]) {
@@ -208,7 +209,8 @@ pub fn load(config: Option<&Config>, scope: &Scope) -> Result<Classifier> {
         let act = if s < topology.relu_stages { Function::Relu } else { topology.act };
         let mut blocks = Vec::new();
         for b in 0..count(&stage, &["bn1.weight"]).max(1) {
-            let (block, outputs) = load_block(&stage.child(&b.to_string()), &topology, width, if b == 0 { first_stride } else { 1 }, act);
+            let (mut block, outputs) = load_block(&stage.child(&b.to_string()), &topology, width, if b == 0 { first_stride } else { 1 }, act);
+            block.skip &= s >= topology.skips_from;
             width = outputs;
             blocks.push(block);
         }
@@ -234,6 +236,7 @@ mod tests {
         assert_eq!((of("efficientnet_b0").same, of("efficientnet_b0").eps), (false, 1e-5));
         assert_eq!((of("tf_efficientnet_b3").same, of("tf_efficientnet_b3").eps), (true, 1e-3));
         assert_eq!((of("tf_efficientnetv2_s").strides.len(), of("efficientnetv2_m").strides.len()), (6, 7));
+        assert_eq!((of("efficientnetv2_rw_m").strides.len(), of("efficientnet_em").skips_from), (6, 1));
         assert_eq!((of("mobilenetv3_small_100").relu_stages, of("mobilenetv3_small_100").strides[0]), (2, 2));
         for other in ["efficientnet_b0_gn", "efficientnet_cc_b0_4e", "mobilenetv4_conv_small", "mobilenetv1_100", "mixnet_s"] {
             assert_eq!(topology(other), None, "{other}");

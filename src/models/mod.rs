@@ -46,6 +46,7 @@ pub mod unet_2d_condition;
 pub mod unet_2d_condition_config;
 pub mod unet_2d_config;
 pub mod vit;
+pub mod vit_config;
 pub mod vq_model;
 pub mod wrapper;
 
