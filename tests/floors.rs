@@ -48,6 +48,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("sha2", &[]),
     ("tempfile", &[]),
     ("thiserror", &[]),
+    ("tokenizers", &["models/tokenizer.rs"]),
     ("toml", &[]),
     ("tracing", &[]),
     ("wgpu", &["exec/gpu"]),

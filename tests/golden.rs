@@ -17,9 +17,14 @@ fn fault(goldens: &golden::Goldens, case: &Case) -> Option<String> {
         Ok(inputs) => inputs,
         Err(e) => return Some(e.to_string()),
     };
+    let (tape, y_tensor) = match case::record(case) {
+        Ok(recorded) => recorded,
+        Err(e) => return Some(e.to_string()),
+    };
+    let shape = tape.shape(y_tensor).dims();
     for (array, input) in inputs.iter().zip(&case.inputs) {
         // Results of four axes are stored as images; a plain input of four axes would make that a guess.
-        if input.shape.len() == 4 && input.layout == Layout::Plain {
+        if shape.len() == 4 && input.shape.len() == 4 && input.layout == Layout::Plain {
             return Some(format!("{}/{} has four axes, expected an image or a weight", case.name, input.name));
         }
         if let Fill::Index(bound) = input.fill
@@ -28,11 +33,6 @@ fn fault(goldens: &golden::Goldens, case: &Case) -> Option<String> {
             return Some(format!("{}/{}: an index is not below {bound}", case.name, input.name));
         }
     }
-    let (tape, y_tensor) = match case::record(case) {
-        Ok(recorded) => recorded,
-        Err(e) => return Some(e.to_string()),
-    };
-    let shape = tape.shape(y_tensor).dims();
     // Four axes are an image: [N, H, W, C] here, [N, C, H, W] there.
     let expected: Vec<usize> = match shape.len() {
         4 => [0, 3, 1, 2].iter().map(|&axis| shape[axis]).collect(),

@@ -106,6 +106,22 @@ fn tiny_model_follows_diffusers() {
     }
 }
 
+/// A `UNet2DConditionModel` whose classes are tokens: with the mask among its nine channels, and with four and what is known
+/// noised again after each step.
+#[test]
+fn class_tokens_follow_diffusers() {
+    for (name, parts) in [("inpaint-tokens", 3), ("inpaint-known", 1)] {
+        let folder = tiny().with_file_name(name);
+        let (model, scheduler) = load(&folder);
+        assert_eq!((model.index.unet_input.len(), model.index.reimpose_known), (parts, parts == 1), "{name}");
+        for device in devices() {
+            let (latents, output) = replay(&device, &model, &scheduler, &Recorded::open(&folder.join("io.safetensors")));
+            println!("{}: {name}: latents {latents:.1e}, output {output:.1} dB", device.describe());
+            assert!(latents < 1e-4 && output > 80.0, "{}: {name}: latents {latents:e}, output {output} dB", device.describe());
+        }
+    }
+}
+
 /// The real model on real images, where the folder beside the project has them.
 #[test]
 fn reference_model_follows_its_recorded_trajectories() {

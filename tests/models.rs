@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use naevus::base::array::relative_rms;
 use naevus::base::{Array, DType, Result};
 use naevus::exec::cpu::CpuSession;
-use naevus::models::{ClassInput, Component, Found, InpaintIndex, InpaintModel, Inputs, Model, Taesd, UNet2DModel, recognise};
+use naevus::models::{ClassInput, Component, Found, InpaintIndex, InpaintModel, Inputs, Model, Taesd, UNet2DConditionModel, UNet2DModel, recognise};
 use naevus::plan::{Options, Plan, Session, Tape, Tensor};
 use naevus::weights::{Store, read_all, write};
 
@@ -351,4 +351,37 @@ fn folders_are_recognised() {
     }
     assert!(matches!(recognise(&golden("inpaint-tiny")).unwrap(), Found::Pipeline { .. }));
     assert_eq!(InpaintIndex::read(&golden("inpaint-tiny")).unwrap().input_channels(4), 9);
+}
+
+/// A conditioned UNet names the input that does not fit, and takes any number of tokens.
+#[test]
+fn inputs_of_a_conditioned_unet_are_named() {
+    let model = UNet2DConditionModel::load(&golden("inpaint-known/unet")).unwrap();
+    let good = [("sample", vec![2, 8, 8, 4]), ("timestep", vec![1]), ("encoder_hidden_states", vec![2, 9, 6]), ("class_labels", vec![2])];
+    let record = |changed: &str, shape: Option<&[usize]>, label_type: DType| {
+        let mut t = Tape::new();
+        let mut inputs = Vec::new();
+        for (name, dims) in &good {
+            let dtype = if *name == "class_labels" { label_type } else { DType::F32 };
+            match shape {
+                None if *name == changed => continue,
+                Some(shape) if *name == changed => inputs.push((name.to_string(), t.input(name, shape, dtype))),
+                _ => inputs.push((name.to_string(), t.input(name, dims, dtype))),
+            }
+        }
+        model.record(&mut t, Component::Unet, &Inputs::new(inputs)).map(|outputs| t.shape(outputs[0].tensor).dims().to_vec())
+    };
+    assert_eq!(record("", None, DType::U32).unwrap(), [2, 8, 8, 4]);
+    let rows: [(&str, Option<&[usize]>, DType, &str); 6] = [
+        ("sample", Some(&[2, 8, 8, 9]), DType::U32, "sample is [2, 9, 8, 8], expected [N, 4, H, W] with H and W multiples of 2"),
+        ("timestep", Some(&[3]), DType::U32, "timesteps are [3], expected [2] or [1]"),
+        ("encoder_hidden_states", Some(&[2, 9, 5]), DType::U32, "encoder_hidden_states is F32 [2, 9, 5], expected F32 [2, 9, 6]"),
+        ("encoder_hidden_states", None, DType::U32, "encoder_hidden_states: the model needs this input"),
+        ("class_labels", Some(&[1]), DType::U32, "class_labels is U32 [1], expected U32 [2]"),
+        ("", None, DType::F32, "class_labels is F32 [2], expected U32 [2]"),
+    ];
+    for (name, shape, label_type, want) in rows {
+        let error = record(name, shape, label_type).unwrap_err().to_string();
+        assert!(error.contains(want), "{error}");
+    }
 }

@@ -110,3 +110,17 @@ fn broken_kernels_are_found() {
         }
     }
 }
+
+#[test]
+fn a_vector_that_is_not_finite_is_near_to_nothing() {
+    let Some(gpu) = gpu() else { return };
+    let (x, table) = ([0.9, f32::INFINITY, f32::NAN, -7.0], [1.0, -1.0, 1.0]);
+    let (actual, expected) = on_both(&gpu, &[&x, &table], |t, i| {
+        let x = t.reshape(i[0], &[4, 1])?;
+        let table = t.reshape(i[1], &[3, 1])?;
+        t.nearest_row(x, table)
+    });
+    for y in actual.into_iter().chain([expected]) {
+        assert!(y[0] == 1.0 && y[1].is_nan() && y[2].is_nan() && y[3] == -1.0, "{y:?}");
+    }
+}

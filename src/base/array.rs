@@ -38,12 +38,14 @@ impl Array {
         }
         let out_dims: Vec<usize> = order.iter().map(|&a| dims[a]).collect();
         let out_strides: Vec<usize> = order.iter().map(|&a| strides[a]).collect();
+        // Rows of the result along its last axis; the odometer counts the axes before it.
+        let (row, row_stride) = (out_dims.last().copied().unwrap_or(1), out_strides.last().copied().unwrap_or(1));
         let mut data = Vec::with_capacity(self.data.len());
-        let mut index = vec![0usize; dims.len()];
+        let mut index = vec![0usize; dims.len().saturating_sub(1)];
         let mut at = 0usize;
-        for _ in 0..self.data.len() {
-            data.push(self.data[at]);
-            for axis in (0..dims.len()).rev() {
+        for _ in 0..self.data.len().checked_div(row).unwrap_or(0) {
+            data.extend((0..row).map(|i| self.data[at + i * row_stride]));
+            for axis in (0..index.len()).rev() {
                 index[axis] += 1;
                 at += out_strides[axis];
                 if index[axis] < out_dims[axis] {

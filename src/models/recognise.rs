@@ -4,19 +4,41 @@ use std::path::{Path, PathBuf};
 
 use crate::base::{Error, Kind, Result};
 use crate::models::model::{Architecture, Checkpoint, Model};
-use crate::models::{densenet, efficientnet, inception, resnet, squeezenet, taesd, unet_2d, vit};
+use crate::models::{
+    autoencoder_kl, clip_text, convnext, deeplab, densenet, efficientnet, inception, monai_autoencoder, monai_unet, resnet, single_file, smp_unet, squeezenet,
+    swin, taesd, taesd_part, unet_2d, unet_2d_condition, vit, vq_model,
+};
 use crate::weights::{Config, Store};
 
 /// Every architecture. The first row that knows a checkpoint has it.
 pub static ARCHITECTURES: &[&Architecture] = &[
     &unet_2d::ARCHITECTURE,
+    &unet_2d_condition::ARCHITECTURE,
+    &single_file::SD1_INPAINTING,
+    &single_file::SD1,
+    &single_file::SD2_INPAINTING,
+    &single_file::SD2_DEPTH,
+    &single_file::SD2,
+    &single_file::SDXL_INPAINTING,
+    &single_file::SDXL,
+    &single_file::SDXL_REFINER,
+    &autoencoder_kl::ARCHITECTURE,
+    &monai_unet::ARCHITECTURE,
+    &monai_autoencoder::ARCHITECTURE,
+    &vq_model::ARCHITECTURE,
     &taesd::ARCHITECTURE,
+    &taesd_part::ARCHITECTURE,
     &resnet::ARCHITECTURE,
+    &convnext::ARCHITECTURE,
     &densenet::ARCHITECTURE,
     &efficientnet::ARCHITECTURE,
     &inception::ARCHITECTURE,
     &squeezenet::ARCHITECTURE,
+    &swin::ARCHITECTURE,
     &vit::ARCHITECTURE,
+    &deeplab::ARCHITECTURE,
+    &smp_unet::ARCHITECTURE,
+    &clip_text::ARCHITECTURE,
 ];
 
 /// What was found at a path.
@@ -95,13 +117,13 @@ pub fn recognise(path: &Path) -> Result<Found> {
 }
 
 fn unknown_config(config: &Config) -> Error {
-    for field in ["_class_name", "architecture"] {
+    for field in ["_class_name", "architecture", "model_type"] {
         if config.has(field) {
             let value: String = config.text(field, None).unwrap_or_default().chars().take(80).collect();
             return config.error(field, format!("\"{value}\", expected one of: {}", supported()));
         }
     }
-    Error::new(Kind::Config, config.place(), format!("no _class_name or architecture, expected one of: {}", supported()))
+    Error::new(Kind::Config, config.place(), format!("no _class_name, architecture or model_type, expected one of: {}", supported()))
 }
 
 /// The architectures in words.
@@ -126,13 +148,15 @@ mod tests {
         write(r#"{"_class_name": "UNet2DModel"}"#);
         assert_eq!(name(dir.path()), "diffusers UNet2DModel");
         assert_eq!(name(&config), "diffusers UNet2DModel");
+        write(r#"{"_class_name": "UNet2DConditionModel"}"#);
+        assert_eq!(name(dir.path()), "diffusers UNet2DConditionModel");
         write(r#"{"architecture": "resnet50.a1_in1k"}"#);
         assert_eq!(name(dir.path()), "ResNet classifier");
         write(r#"{"_class_name": "Kandinsky"}"#);
         let error = recognise(dir.path()).err().unwrap().to_string();
         assert!(error.contains("_class_name: \"Kandinsky\", expected one of: diffusers"), "{error}");
         write(r#"{"a": 1}"#);
-        assert!(recognise(dir.path()).err().unwrap().to_string().contains("no _class_name"));
+        assert!(recognise(dir.path()).err().unwrap().to_string().contains("no _class_name, architecture or model_type"));
         let path = dir.path().join("x.safetensors");
         let mut writer = Writer::new();
         writer.f32("conv_in.weight", &[1], vec![0.0]).unwrap();
@@ -144,5 +168,9 @@ mod tests {
         }
         writer.write(&path).unwrap();
         assert_eq!(name(&path), "diffusers UNet2DModel");
+        writer.f32("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q.weight", &[1], vec![0.0]).unwrap();
+        writer.write(&path).unwrap();
+        assert_eq!(name(&path), "diffusers UNet2DConditionModel");
+        assert!(recognise(&path).unwrap().load().err().unwrap().to_string().contains("no config.json beside the weights"));
     }
 }

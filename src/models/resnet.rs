@@ -73,14 +73,25 @@ struct Block {
     shortcut: Shortcut,
 }
 
+/// Where a block stands.
+#[derive(Clone, Copy)]
+struct Place {
+    inputs: usize,
+    stride: usize,
+    /// Of the convolution that would have the stride.
+    dilation: usize,
+    is_cifar: bool,
+}
+
 impl Block {
-    fn load(scope: &Scope, inputs: usize, stride: usize, is_cifar: bool) -> (Block, usize) {
+    fn load(scope: &Scope, place: Place) -> (Block, usize) {
+        let Place { inputs, stride, dilation, is_cifar } = place;
         let is_bottleneck = scope.has("conv3.weight");
         let mut width = inputs;
         let mut convs = Vec::new();
         for i in 1..=if is_bottleneck { 3 } else { 2 } {
             let stride = if i == if is_bottleneck { 2 } else { 1 } { stride } else { 1 };
-            let conv = Conv2d::as_stored(&scope.child(&format!("conv{i}")), width, stride);
+            let conv = Conv2d::as_stored(&scope.child(&format!("conv{i}")), width, stride).dilated(dilation);
             width = conv.outputs();
             convs.push(conv.batch_normed(&scope.child(&format!("bn{i}")), BATCH_NORM_EPS));
         }
@@ -184,14 +195,72 @@ enum StemPool {
     Convolution(Conv2d),
 }
 
-struct ResNet {
+/// How far the last stages of a backbone shrink the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shrink {
+    /// By two in each stage after the first.
+    Every,
+    /// torchvision's `replace_stride_with_dilation=[False, True, True]`: the third and the fourth stage keep the size, and their
+    /// taps lie two and four pixels apart, in their first blocks one and two.
+    Dilated,
+}
+
+/// Convolutions up to the last feature map: what classifiers and segmenters share.
+pub struct Backbone {
     stem: Stem,
     stem_pool: StemPool,
     layers: Vec<Vec<Block>>,
-    fc: Option<Linear>,
+    /// Channels behind the stem and behind each layer.
+    pub widths: Vec<usize>,
 }
 
-impl ResNet {
+impl Backbone {
+    /// The first `stages` layers of `scope`. CIFAR's form keeps the image in its stem and weighs no shortcut.
+    pub fn load(scope: &Scope, stages: usize, is_cifar: bool, shrink: Shrink) -> Backbone {
+        let (stem, stem_pool, mut width) = Self::load_stem(scope, is_cifar);
+        let mut widths = vec![width];
+        let mut layers = Vec::new();
+        for stage in 1..=stages {
+            let layer = scope.child(&format!("layer{stage}"));
+            let is_dilated = shrink == Shrink::Dilated && stage > 2;
+            let (before, dilation) = if is_dilated { (1 << (stage - 3), 1 << (stage - 2)) } else { (1, 1) };
+            let mut blocks = Vec::new();
+            // A stage has one block at least: a file without it is then told what is missing.
+            for i in 0..count(&layer, &["conv1.weight"]).max(1) {
+                let stride = if stage > 1 && i == 0 && !is_dilated { 2 } else { 1 };
+                let place = Place { inputs: width, stride, dilation: if i == 0 { before } else { dilation }, is_cifar };
+                let (block, outputs) = Block::load(&layer.child(&i.to_string()), place);
+                width = outputs;
+                blocks.push(block);
+            }
+            layers.push(blocks);
+            widths.push(width);
+        }
+        Backbone { stem, stem_pool, layers, widths }
+    }
+
+    /// Channels of the last feature map.
+    pub fn width(&self) -> usize {
+        self.widths.last().copied().unwrap_or(0)
+    }
+
+    /// Blocks of each layer.
+    pub fn depths(&self) -> Vec<usize> {
+        self.layers.iter().map(Vec::len).collect()
+    }
+
+    /// The feature maps behind the stem, before its pooling, and behind each layer.
+    pub fn forward(&self, t: &mut Tape, x: Tensor) -> Result<Vec<Tensor>> {
+        let stem = self.stem(t, x)?;
+        let mut maps = vec![stem];
+        let mut h = self.pooled(t, stem)?;
+        for (i, blocks) in self.layers.iter().enumerate() {
+            h = t.scope(&format!("layer{}", i + 1), |t| blocks.iter().try_fold(h, |h, block| block.forward(t, h)))?;
+            maps.push(h);
+        }
+        Ok(maps)
+    }
+
     fn load_stem(scope: &Scope, is_cifar: bool) -> (Stem, StemPool, usize) {
         let normed =
             |conv: &str, norm: &str, inputs, stride| Conv2d::as_stored(&scope.child(conv), inputs, stride).batch_normed(&scope.child(norm), BATCH_NORM_EPS);
@@ -231,7 +300,10 @@ impl ResNet {
                 third.forward(t, h)?
             }
         };
-        let h = t.activation(h, Function::Relu)?;
+        t.activation(h, Function::Relu)
+    }
+
+    fn pooled(&self, t: &mut Tape, h: Tensor) -> Result<Tensor> {
         match &self.stem_pool {
             StemPool::None => Ok(h),
             StemPool::Max => t.scope("maxpool", |t| t.pool2d(h, &Pool2d::max(3, 2, 1))),
@@ -243,19 +315,20 @@ impl ResNet {
     }
 }
 
+struct ResNet {
+    backbone: Backbone,
+    fc: Option<Linear>,
+}
+
 impl Network for ResNet {
     fn forward(&self, t: &mut Tape, x: Tensor) -> Result<Prediction> {
-        let mut h = self.stem(t, x)?;
-        for (i, blocks) in self.layers.iter().enumerate() {
-            h = t.scope(&format!("layer{}", i + 1), |t| blocks.iter().try_fold(h, |h, block| block.forward(t, h)))?;
-        }
-        let features = t.scope("avgpool", |t| t.global_average_pool(h))?;
+        let maps = self.backbone.forward(t, x)?;
+        let features = t.scope("avgpool", |t| t.global_average_pool(maps[maps.len() - 1]))?;
         predict(t, features, self.fc.as_ref())
     }
 
     fn facts(&self) -> Vec<(&'static str, Value)> {
-        let depths: Vec<usize> = self.layers.iter().map(Vec::len).collect();
-        vec![("blocks", json!(depths))]
+        vec![("blocks", json!(self.backbone.depths()))]
     }
 }
 
@@ -267,24 +340,12 @@ pub fn load(config: Option<&Config>, scope: &Scope) -> Result<Classifier> {
     })?;
     // Three stages without a pool before them are the CIFAR form; its last layer is `linear`.
     let is_cifar = !scope.has("layer4.0.conv1.weight") && scope.has("linear.weight");
-    let (stem, stem_pool, mut width) = ResNet::load_stem(scope, is_cifar);
-    let mut layers = Vec::new();
-    for stage in 1..=if is_cifar { 3 } else { 4 } {
-        let layer = scope.child(&format!("layer{stage}"));
-        let mut blocks = Vec::new();
-        // A stage has one block at least: a file without it is then told what is missing.
-        for i in 0..count(&layer, &["conv1.weight"]).max(1) {
-            let stride = if stage > 1 && i == 0 { 2 } else { 1 };
-            let (block, outputs) = Block::load(&layer.child(&i.to_string()), width, stride, is_cifar);
-            width = outputs;
-            blocks.push(block);
-        }
-        layers.push(blocks);
-    }
+    let backbone = Backbone::load(scope, if is_cifar { 3 } else { 4 }, is_cifar, Shrink::Every);
+    let width = backbone.width();
     let (fc, num_classes) = last_layer(scope, if is_cifar { "linear" } else { "fc" }, width, timm.as_ref());
     let size = if is_cifar { 32 } else { 224 };
     let preprocess = Preprocess { crop_pct: if is_cifar { 1.0 } else { 0.875 }, ..Preprocess::assumed(size) };
-    let network = Box::new(ResNet { stem, stem_pool, layers, fc });
+    let network = Box::new(ResNet { backbone, fc });
     Classifier::new("ResNet", timm, scope, Loaded { network, num_features: width, feature_map: width, num_classes, preprocess })
 }
 

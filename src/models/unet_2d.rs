@@ -7,13 +7,14 @@ use serde_json::{Value, json};
 
 use crate::base::{Array, DType, Error, Kind, Result, Shape};
 use crate::models::model::{Architecture, Component, Denoiser, Inputs, Model, Output, Port, is_class};
-use crate::models::unet_2d_blocks::{DownBlock, MidBlock, UpBlock, UpChannels};
+use crate::models::resnet_block_2d::TimeEmbedded;
+use crate::models::unet_2d_blocks::{Conditioning, DownBlock, MidBlock, UpBlock, UpChannels};
 use crate::models::unet_2d_config::{ClassEmbed, TimeEmbedding, UNet2DConfig};
 use crate::nn::{Conv2d, Embedding, GroupNorm, TimestepEmbedding, TimestepProjection};
 use crate::ops::activation::Function;
 use crate::ops::conv2d::Conv2d as Geometry;
 use crate::plan::{Tape, Tensor, Weight};
-use crate::weights::{Config, Scope};
+use crate::weights::{Config, Scope, Store};
 
 /// `class_embedding`.
 enum ClassEmbedding {
@@ -62,7 +63,7 @@ impl UNet2DModel {
         let channels = &c.block_out_channels;
         let (first, last) = (channels[0], channels[channels.len() - 1]);
         let time_proj = match c.time_embedding_type {
-            TimeEmbedding::Fourier => TimestepProjection::fourier(&scope.child("time_proj"), first),
+            TimeEmbedding::Fourier => TimestepProjection::fourier(&scope.child("time_proj"), first, true, false),
             TimeEmbedding::Positional => TimestepProjection::positional("time_proj", first, c.flip_sin_to_cos, c.freq_shift)
                 .ok_or_else(|| Error::new(Kind::Config, "freq_shift", format!("no frequency is left of {first} channels")))?,
         };
@@ -77,7 +78,7 @@ impl UNet2DModel {
                 ClassEmbed::Identity => Some(ClassEmbedding::Identity),
             },
             down_blocks: down_blocks(scope, &c),
-            mid_block: c.mid_block.then(|| MidBlock::load(&scope.child("mid_block"), &c, last)),
+            mid_block: c.mid_block.then(|| MidBlock::load(&scope.child("mid_block"), &c.middle_block(last), last)),
             up_blocks: up_blocks(scope, &c),
             conv_norm_out: GroupNorm::load(&scope.child("conv_norm_out"), first, c.norm_num_groups, c.norm_eps),
             conv_out: Conv2d::load(&scope.child("conv_out"), first, c.out_channels, 3, Geometry::padded(1)),
@@ -105,19 +106,18 @@ impl UNet2DModel {
         let batch = self.check_sample(t, sample)?;
         let timesteps = per_item(t, timesteps, batch)?;
         let emb = self.embed(t, timesteps, class, batch)?;
-        // Every residual block begins with this activation of the same embedding: once will do.
-        let temb = t.activation(emb, self.config.act_fn)?;
+        let given = Conditioning { temb: TimeEmbedded { plain: emb, activated: t.activation(emb, self.config.act_fn)? }, tokens: None };
         let x = if self.config.center_input_sample { t.affine(sample, 2.0, -1.0)? } else { sample };
         let mut h = self.conv_in.forward(t, x)?;
         let mut skips = vec![h];
         for block in &self.down_blocks {
-            h = block.forward(t, h, temb, &mut skips)?;
+            h = block.forward(t, h, &given, &mut skips)?;
         }
         if let Some(block) = &self.mid_block {
-            h = block.forward(t, h, temb)?;
+            h = block.forward(t, h, &given)?;
         }
         for block in &self.up_blocks {
-            h = block.forward(t, h, temb, &mut skips)?;
+            h = block.forward(t, h, &given, &mut skips)?;
         }
         let h = self.conv_norm_out.activated(t, h, Function::Silu)?;
         t.tap("conv_act", h);
@@ -176,7 +176,7 @@ impl UNet2DModel {
 }
 
 /// `[N]` as it is, `[1]` repeated.
-fn per_item(t: &mut Tape, timesteps: Tensor, batch: usize) -> Result<Tensor> {
+pub(super) fn per_item(t: &mut Tape, timesteps: Tensor, batch: usize) -> Result<Tensor> {
     match *t.shape(timesteps).dims() {
         [n] if n == batch => Ok(timesteps),
         // One product with ones: exact.
@@ -193,19 +193,15 @@ fn down_blocks(scope: &Scope, c: &UNet2DConfig) -> Vec<DownBlock> {
     let channels = &c.block_out_channels;
     let block = |i: usize| {
         let inputs = channels[i.saturating_sub(1)];
-        DownBlock::load(&scope.child(&format!("down_blocks.{i}")), c, c.down_blocks[i], inputs, channels[i], i + 1 < channels.len())
+        DownBlock::load(&scope.child(&format!("down_blocks.{i}")), &c.down_block(i), inputs, channels[i], i + 1 < channels.len())
     };
     (0..channels.len()).map(block).collect()
 }
 
 fn up_blocks(scope: &Scope, c: &UNet2DConfig) -> Vec<UpBlock> {
-    let reversed: Vec<usize> = c.block_out_channels.iter().rev().copied().collect();
-    let last = reversed.len() - 1;
-    let block = |i: usize| {
-        let channels = UpChannels { previous: reversed[i.saturating_sub(1)], outputs: reversed[i], last_skip: reversed[(i + 1).min(last)] };
-        UpBlock::load(&scope.child(&format!("up_blocks.{i}")), c, c.up_blocks[i], channels, i < last)
-    };
-    (0..=last).map(block).collect()
+    let channels = &c.block_out_channels;
+    let block = |i: usize| UpBlock::load(&scope.child(&format!("up_blocks.{i}")), &c.up_block(i), UpChannels::of(channels, i), i + 1 < channels.len());
+    (0..channels.len()).map(block).collect()
 }
 
 impl Model for UNet2DModel {
@@ -256,10 +252,15 @@ impl Model for UNet2DModel {
     }
 }
 
+/// Whether tensors are of a diffusers UNet of whichever kind.
+pub(super) fn is_unet(store: &Store) -> bool {
+    ["conv_in.weight", "time_embedding.linear_1.weight", "conv_norm_out.weight"].iter().all(|name| store.shape(name).is_some())
+}
+
 pub static ARCHITECTURE: Architecture = Architecture {
     name: "diffusers UNet2DModel",
     is_config: |config| is_class(config, "UNet2DModel"),
-    is_tensors: |store| ["conv_in.weight", "time_embedding.linear_1.weight", "conv_norm_out.weight"].iter().all(|name| store.shape(name).is_some()),
+    is_tensors: |store| is_unet(store) && !store.names().any(|name| name.contains(".attn2.")),
     is_path: |_| false,
     load: |checkpoint| Ok(Box::new(UNet2DModel::from_scope(&checkpoint.scope("unet")?, UNet2DConfig::from_config(checkpoint.config()?)?)?)),
 };

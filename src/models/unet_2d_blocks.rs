@@ -1,185 +1,117 @@
-//! The blocks of a `UNet2DModel`.
-//! Source: `diffusers/models/resnet.py`, `unets/unet_2d_blocks.py`, `downsampling.py`, `upsampling.py`.
+//! The blocks of diffusers' UNets.
+//! Source: `diffusers/models/unets/unet_2d_blocks.py`.
 
 use crate::base::Result;
-use crate::models::unet_2d_config::{BlockType, UNet2DConfig};
+use crate::models::resnet_block_2d::{Resample, ResnetBlock2D, ResnetConfig, Sampler, TimeEmbedded};
+use crate::models::transformer_2d::{Transformer2DModel, TransformerConfig};
+use crate::nn::Attention;
 use crate::nn::attention::AttentionConfig;
-use crate::nn::{Attention, Conv2d, GroupNorm, Linear};
-use crate::ops::activation::Function;
-use crate::ops::conv2d::Conv2d as Geometry;
-use crate::ops::pool2d::{Pool2d, PoolMode};
 use crate::plan::{Tape, Tensor};
 use crate::weights::Scope;
 
-/// A change of resolution by two.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Resample {
+/// What mixes positions after a residual block.
+#[derive(Clone, Debug)]
+pub enum MixerConfig {
     None,
-    /// Mean of 2x2.
-    Down,
-    /// Nearest neighbour.
-    Up,
+    Attention(AttentionConfig),
+    /// Of each residual block its own number of layers.
+    Transformer(TransformerConfig, Vec<usize>),
 }
 
-impl Resample {
-    fn apply(self, t: &mut Tape, x: Tensor) -> Result<Tensor> {
-        let mean = Pool2d { mode: PoolMode::Average, kernel: [2, 2], stride: [2, 2], padding: [0; 4], count_padding: true };
+/// One block of a UNet.
+#[derive(Clone, Debug)]
+pub struct BlockConfig {
+    pub resnet: ResnetConfig,
+    /// Residual blocks.
+    pub layers: usize,
+    pub mixer: MixerConfig,
+    /// Change of resolution by a residual block in place of a convolution.
+    pub resnet_resample: bool,
+    /// Of the convolution that halves the resolution.
+    pub downsample_padding: usize,
+}
+
+/// What the blocks take beside the image.
+#[derive(Clone, Copy, Debug)]
+pub struct Conditioning {
+    pub temb: TimeEmbedded,
+    /// `[N, L, D]`, for cross-attention.
+    pub tokens: Option<Tensor>,
+}
+
+enum Mixer {
+    Attention(Attention),
+    Transformer(Transformer2DModel),
+}
+
+impl Mixer {
+    /// That of residual block `i` of the block in `scope`.
+    fn load(scope: &Scope, config: &MixerConfig, i: usize) -> Option<Mixer> {
+        let scope = scope.child(&format!("attentions.{i}"));
+        match config {
+            MixerConfig::None => None,
+            MixerConfig::Attention(config) => Some(Mixer::Attention(Attention::load(&scope, config))),
+            MixerConfig::Transformer(config, layers) => Some(Mixer::Transformer(Transformer2DModel::load(&scope, config, layers.get(i).copied().unwrap_or(1)))),
+        }
+    }
+
+    fn forward(&self, t: &mut Tape, x: Tensor, given: &Conditioning) -> Result<Tensor> {
         match self {
-            Resample::None => Ok(x),
-            Resample::Down => t.within("downsample", |t| t.pool2d(x, &mean)),
-            Resample::Up => t.within("upsample", |t| t.upsample_nearest(x, 2)),
+            Mixer::Attention(attention) => attention.forward(t, x),
+            Mixer::Transformer(transformer) => transformer.forward(t, x, given.tokens),
         }
     }
 }
 
-/// Two convolutions with the time embedding between them, and a shortcut past both.
-pub struct ResnetBlock2D {
-    name: String,
-    norm1: GroupNorm,
-    conv1: Conv2d,
-    time_emb_proj: Linear,
-    norm2: GroupNorm,
-    conv2: Conv2d,
-    conv_shortcut: Option<Conv2d>,
-    act: Function,
-    scale_shift: bool,
-    resample: Resample,
-    output_scale_factor: f32,
+/// A residual block and what mixes positions behind it.
+struct Layer {
+    resnet: ResnetBlock2D,
+    mixer: Option<Mixer>,
 }
 
-impl ResnetBlock2D {
-    pub fn load(scope: &Scope, c: &UNet2DConfig, inputs: usize, outputs: usize, resample: Resample, output_scale_factor: f32) -> ResnetBlock2D {
-        let norm = |name: &str, channels| GroupNorm::load(&scope.child(name), channels, c.norm_num_groups, c.norm_eps);
-        let conv = |name: &str, inputs| Conv2d::load(&scope.child(name), inputs, outputs, 3, Geometry::padded(1));
-        let shortcut = || Conv2d::load(&scope.child("conv_shortcut"), inputs, outputs, 1, Geometry::default());
-        let projected = if c.scale_shift { 2 * outputs } else { outputs };
-        ResnetBlock2D {
-            name: scope.name().to_string(),
-            norm1: norm("norm1", inputs),
-            conv1: conv("conv1", inputs),
-            time_emb_proj: Linear::load(&scope.child("time_emb_proj"), c.time_embedding_dim, projected),
-            norm2: norm("norm2", outputs),
-            conv2: conv("conv2", outputs),
-            conv_shortcut: (inputs != outputs).then(shortcut),
-            act: c.act_fn,
-            scale_shift: c.scale_shift,
-            resample,
-            output_scale_factor,
+impl Layer {
+    fn load(scope: &Scope, c: &BlockConfig, i: usize, inputs: usize, outputs: usize) -> Layer {
+        let resnet = ResnetBlock2D::load(&scope.child(&format!("resnets.{i}")), &c.resnet, inputs, outputs, Resample::None);
+        Layer { resnet, mixer: Mixer::load(scope, &c.mixer, i) }
+    }
+
+    fn forward(&self, t: &mut Tape, x: Tensor, given: &Conditioning) -> Result<Tensor> {
+        let h = self.resnet.forward(t, x, Some(given.temb))?;
+        match &self.mixer {
+            Some(mixer) => mixer.forward(t, h, given),
+            None => Ok(h),
         }
     }
-
-    /// x: `[N, H, W, I]`; temb: act(time embedding) `[N, E]`.
-    pub fn forward(&self, t: &mut Tape, x: Tensor, temb: Tensor) -> Result<Tensor> {
-        t.scope(&self.name, |t| {
-            let h = self.norm1.activated(t, x, self.act)?;
-            let x = self.resample.apply(t, x)?;
-            let h = self.resample.apply(t, h)?;
-            let h = self.conv1.forward(t, h)?;
-            let temb = self.time_emb_proj.forward(t, temb)?;
-            let h = if self.scale_shift { self.scale_and_shift(t, h, temb)? } else { self.shift(t, h, temb)? };
-            let h = self.conv2.forward(t, h)?;
-            let x = match &self.conv_shortcut {
-                Some(conv) => conv.forward(t, x)?,
-                None => x,
-            };
-            let y = t.add(x, h)?;
-            if self.output_scale_factor == 1.0 { Ok(y) } else { t.affine(y, 1.0 / self.output_scale_factor, 0.0) }
-        })
-    }
-
-    /// act(norm2(h + temb)).
-    fn shift(&self, t: &mut Tape, h: Tensor, temb: Tensor) -> Result<Tensor> {
-        let h = t.add_channel(h, temb)?;
-        self.norm2.activated(t, h, self.act)
-    }
-
-    /// act(norm2(h) (1 + scale) + shift).
-    fn scale_and_shift(&self, t: &mut Tape, h: Tensor, temb: Tensor) -> Result<Tensor> {
-        let h = self.norm2.forward(t, h)?;
-        let is_silu = self.act == Function::Silu;
-        let h = t.modulate(h, temb, is_silu)?;
-        if is_silu { Ok(h) } else { t.activation(h, self.act) }
-    }
-}
-
-/// `downsamplers.0` or `upsamplers.0`.
-enum Sampler {
-    DownConv { name: String, conv: Conv2d },
-    UpConv { name: String, conv: Conv2d },
-    Resnet(Box<ResnetBlock2D>),
-}
-
-impl Sampler {
-    fn load(scope: &Scope, c: &UNet2DConfig, channels: usize, by_resnet: bool, resample: Resample) -> Sampler {
-        let name = scope.name().to_string();
-        let conv = |geometry| Conv2d::load(&scope.child("conv"), channels, channels, 3, geometry);
-        match resample {
-            _ if by_resnet => Sampler::Resnet(Box::new(ResnetBlock2D::load(scope, c, channels, channels, resample, 1.0))),
-            Resample::Up => Sampler::UpConv { name, conv: conv(Geometry::padded(1)) },
-            _ => {
-                let before = c.downsample_padding;
-                Sampler::DownConv { name, conv: conv(Geometry { padding: [before, 1, before, 1], ..Geometry::default().strided(2) }) }
-            }
-        }
-    }
-
-    fn forward(&self, t: &mut Tape, x: Tensor, temb: Tensor) -> Result<Tensor> {
-        match self {
-            Sampler::Resnet(resnet) => resnet.forward(t, x, temb),
-            Sampler::DownConv { name, conv } => t.scope(name, |t| conv.forward(t, x)),
-            Sampler::UpConv { name, conv } => t.scope(name, |t| {
-                let h = t.upsample_nearest(x, 2)?;
-                conv.forward(t, h)
-            }),
-        }
-    }
-}
-
-/// Attention as a down or up block has it.
-fn attention(scope: &Scope, c: &UNet2DConfig, channels: usize) -> Attention {
-    let head_dim = c.attention_head_dim.unwrap_or(channels);
-    Attention::load(scope, &AttentionConfig { channels, head_dim, norm_groups: Some(c.norm_num_groups), eps: c.norm_eps, rescale_output_factor: 1.0 })
 }
 
 /// Residual blocks, each perhaps with attention behind it, then half the resolution.
-/// `DownBlock2D`, `AttnDownBlock2D`, `ResnetDownsampleBlock2D`.
+/// `DownBlock2D`, `AttnDownBlock2D`, `CrossAttnDownBlock2D`, `ResnetDownsampleBlock2D`.
 pub struct DownBlock {
     name: String,
-    resnets: Vec<ResnetBlock2D>,
-    /// Empty, or one per residual block.
-    attentions: Vec<Attention>,
+    layers: Vec<Layer>,
     downsampler: Option<Sampler>,
 }
 
 impl DownBlock {
-    pub fn load(scope: &Scope, c: &UNet2DConfig, kind: BlockType, inputs: usize, outputs: usize, downsample: bool) -> DownBlock {
-        let resnet = |i: usize| {
-            let inputs = if i == 0 { inputs } else { outputs };
-            ResnetBlock2D::load(&scope.child(&format!("resnets.{i}")), c, inputs, outputs, Resample::None, 1.0)
+    pub fn load(scope: &Scope, c: &BlockConfig, inputs: usize, outputs: usize, downsample: bool) -> DownBlock {
+        let layer = |i: usize| Layer::load(scope, c, i, if i == 0 { inputs } else { outputs }, outputs);
+        let sampler = || {
+            let scope = scope.child("downsamplers.0");
+            if c.resnet_resample { Sampler::resnet(&scope, &c.resnet, outputs, Resample::Down) } else { Sampler::down(&scope, outputs, c.downsample_padding) }
         };
-        let layers = c.layers_per_block;
-        let sampler = || Sampler::load(&scope.child("downsamplers.0"), c, outputs, kind.resnet_resample, Resample::Down);
-        DownBlock {
-            name: scope.name().to_string(),
-            resnets: (0..layers).map(resnet).collect(),
-            attentions: (0..if kind.attention { layers } else { 0 }).map(|i| attention(&scope.child(&format!("attentions.{i}")), c, outputs)).collect(),
-            downsampler: downsample.then(sampler),
-        }
+        DownBlock { name: scope.name().to_string(), layers: (0..c.layers).map(layer).collect(), downsampler: downsample.then(sampler) }
     }
 
     /// Appends each state that the up path will take to `skips`.
-    pub fn forward(&self, t: &mut Tape, x: Tensor, temb: Tensor, skips: &mut Vec<Tensor>) -> Result<Tensor> {
+    pub fn forward(&self, t: &mut Tape, x: Tensor, given: &Conditioning, skips: &mut Vec<Tensor>) -> Result<Tensor> {
         t.scope(&self.name, |t| {
             let mut h = x;
-            for (i, resnet) in self.resnets.iter().enumerate() {
-                h = resnet.forward(t, h, temb)?;
-                if let Some(attention) = self.attentions.get(i) {
-                    h = attention.forward(t, h)?;
-                }
+            for layer in &self.layers {
+                h = layer.forward(t, h, given)?;
                 skips.push(h);
             }
             if let Some(downsampler) = &self.downsampler {
-                h = downsampler.forward(t, h, temb)?;
+                h = downsampler.forward(t, h, Some(given.temb))?;
                 skips.push(h);
             }
             Ok(h)
@@ -187,48 +119,37 @@ impl DownBlock {
     }
 }
 
-/// Residual block, attention, residual block: `UNetMidBlock2D`.
+/// Residual block, attention, residual block; or the first alone.
+/// `UNetMidBlock2D`, `UNetMidBlock2DCrossAttn`.
 pub struct MidBlock {
     name: String,
-    resnets: [ResnetBlock2D; 2],
-    attention: Option<Attention>,
+    first: Layer,
+    second: Option<ResnetBlock2D>,
 }
 
 impl MidBlock {
-    pub fn load(scope: &Scope, c: &UNet2DConfig, channels: usize) -> MidBlock {
-        let scale = c.mid_block_scale_factor;
-        let attention = AttentionConfig {
-            channels,
-            head_dim: c.attention_head_dim.unwrap_or(channels),
-            norm_groups: c.mid_attention_groups(),
-            eps: c.norm_eps,
-            rescale_output_factor: scale,
-        };
-        MidBlock {
-            name: scope.name().to_string(),
-            resnets: ["resnets.0", "resnets.1"].map(|name| ResnetBlock2D::load(&scope.child(name), c, channels, channels, Resample::None, scale)),
-            attention: c.add_attention.then(|| Attention::load(&scope.child("attentions.0"), &attention)),
-        }
+    /// `c.layers`: 2, or 1 for the first residual block alone.
+    pub fn load(scope: &Scope, c: &BlockConfig, channels: usize) -> MidBlock {
+        let second = || ResnetBlock2D::load(&scope.child("resnets.1"), &c.resnet, channels, channels, Resample::None);
+        MidBlock { name: scope.name().to_string(), first: Layer::load(scope, c, 0, channels, channels), second: (c.layers > 1).then(second) }
     }
 
-    pub fn forward(&self, t: &mut Tape, x: Tensor, temb: Tensor) -> Result<Tensor> {
+    pub fn forward(&self, t: &mut Tape, x: Tensor, given: &Conditioning) -> Result<Tensor> {
         t.scope(&self.name, |t| {
-            let mut h = self.resnets[0].forward(t, x, temb)?;
-            if let Some(attention) = &self.attention {
-                h = attention.forward(t, h)?;
+            let h = self.first.forward(t, x, given)?;
+            match &self.second {
+                Some(resnet) => resnet.forward(t, h, Some(given.temb)),
+                None => Ok(h),
             }
-            self.resnets[1].forward(t, h, temb)
         })
     }
 }
 
 /// Residual blocks over what the down path left, each perhaps with attention, then twice the resolution.
-/// `UpBlock2D`, `AttnUpBlock2D`, `ResnetUpsampleBlock2D`.
+/// `UpBlock2D`, `AttnUpBlock2D`, `CrossAttnUpBlock2D`, `ResnetUpsampleBlock2D`.
 pub struct UpBlock {
     name: String,
-    resnets: Vec<ResnetBlock2D>,
-    /// Empty, or one per residual block.
-    attentions: Vec<Attention>,
+    layers: Vec<Layer>,
     upsampler: Option<Sampler>,
 }
 
@@ -240,38 +161,39 @@ pub struct UpChannels {
     pub last_skip: usize,
 }
 
+impl UpChannels {
+    /// Of block `i` of the up path, when the down path's blocks have `down` channels.
+    pub fn of(down: &[usize], i: usize) -> UpChannels {
+        let at = |i: usize| down[down.len() - 1 - i.min(down.len() - 1)];
+        UpChannels { previous: at(i.saturating_sub(1)), outputs: at(i), last_skip: at(i + 1) }
+    }
+}
+
 impl UpBlock {
-    pub fn load(scope: &Scope, c: &UNet2DConfig, kind: BlockType, channels: UpChannels, upsample: bool) -> UpBlock {
+    pub fn load(scope: &Scope, c: &BlockConfig, channels: UpChannels, upsample: bool) -> UpBlock {
         let UpChannels { previous, outputs, last_skip } = channels;
-        let layers = c.layers_per_block + 1;
-        let resnet = |i: usize| {
-            let skip = if i + 1 == layers { last_skip } else { outputs };
-            let inputs = if i == 0 { previous } else { outputs };
-            ResnetBlock2D::load(&scope.child(&format!("resnets.{i}")), c, inputs + skip, outputs, Resample::None, 1.0)
+        let layer = |i: usize| {
+            let skip = if i + 1 == c.layers { last_skip } else { outputs };
+            Layer::load(scope, c, i, if i == 0 { previous } else { outputs } + skip, outputs)
         };
-        let sampler = || Sampler::load(&scope.child("upsamplers.0"), c, outputs, kind.resnet_resample, Resample::Up);
-        UpBlock {
-            name: scope.name().to_string(),
-            resnets: (0..layers).map(resnet).collect(),
-            attentions: (0..if kind.attention { layers } else { 0 }).map(|i| attention(&scope.child(&format!("attentions.{i}")), c, outputs)).collect(),
-            upsampler: upsample.then(sampler),
-        }
+        let sampler = || {
+            let scope = scope.child("upsamplers.0");
+            if c.resnet_resample { Sampler::resnet(&scope, &c.resnet, outputs, Resample::Up) } else { Sampler::up(&scope, outputs) }
+        };
+        UpBlock { name: scope.name().to_string(), layers: (0..c.layers).map(layer).collect(), upsampler: upsample.then(sampler) }
     }
 
     /// Takes as many states from the end of `skips` as it has residual blocks.
-    pub fn forward(&self, t: &mut Tape, x: Tensor, temb: Tensor, skips: &mut Vec<Tensor>) -> Result<Tensor> {
+    pub fn forward(&self, t: &mut Tape, x: Tensor, given: &Conditioning, skips: &mut Vec<Tensor>) -> Result<Tensor> {
         t.scope(&self.name, |t| {
             let mut h = x;
-            for (i, resnet) in self.resnets.iter().enumerate() {
+            for layer in &self.layers {
                 let skip = skips.pop().ok_or_else(|| t.mismatch("the down path left no state for this block".to_string()))?;
                 h = t.concat(h, skip)?;
-                h = resnet.forward(t, h, temb)?;
-                if let Some(attention) = self.attentions.get(i) {
-                    h = attention.forward(t, h)?;
-                }
+                h = layer.forward(t, h, given)?;
             }
             match &self.upsampler {
-                Some(upsampler) => upsampler.forward(t, h, temb),
+                Some(upsampler) => upsampler.forward(t, h, Some(given.temb)),
                 None => Ok(h),
             }
         })

@@ -4,25 +4,37 @@
 use std::path::Path;
 
 use crate::base::Result;
+use crate::models::resnet_block_2d::ResnetConfig;
+use crate::models::unet_2d_blocks::{BlockConfig, MixerConfig};
+use crate::nn::attention::AttentionConfig;
 use crate::ops::activation::Function;
 use crate::weights::Config;
 
 /// Bounds of a hostile file: no published model comes near.
-const MAX_CHANNELS: usize = 65_536;
-const MAX_BLOCKS: usize = 16;
-const MAX_LAYERS: usize = 64;
+pub(super) const MAX_CHANNELS: usize = 65_536;
+pub(super) const MAX_BLOCKS: usize = 16;
+pub(super) const MAX_LAYERS: usize = 64;
+
+/// What mixes positions after each residual block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mixing {
+    None,
+    Attention,
+    /// Transformer blocks, which attend to tokens too.
+    CrossAttention,
+}
 
 /// How a block changes the resolution, and with what it mixes positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockType {
-    pub attention: bool,
+    pub mixing: Mixing,
     /// Change of resolution by a residual block in place of a convolution.
     pub resnet_resample: bool,
 }
 
-const PLAIN: BlockType = BlockType { attention: false, resnet_resample: false };
-const ATTENTION: BlockType = BlockType { attention: true, resnet_resample: false };
-const RESNET: BlockType = BlockType { attention: false, resnet_resample: true };
+pub(super) const PLAIN: BlockType = BlockType { mixing: Mixing::None, resnet_resample: false };
+pub(super) const ATTENTION: BlockType = BlockType { mixing: Mixing::Attention, resnet_resample: false };
+pub(super) const RESNET: BlockType = BlockType { mixing: Mixing::None, resnet_resample: true };
 
 /// The names with `UNetRes` before them are those of the first published checkpoints.
 const DOWN_BLOCKS: [(&str, BlockType); 5] = [
@@ -34,7 +46,7 @@ const DOWN_BLOCKS: [(&str, BlockType); 5] = [
 ];
 const UP_BLOCKS: [(&str, BlockType); 5] =
     [("UpBlock2D", PLAIN), ("AttnUpBlock2D", ATTENTION), ("ResnetUpsampleBlock2D", RESNET), ("UNetResUpBlock2D", PLAIN), ("UNetResAttnUpBlock2D", ATTENTION)];
-const ACTIVATIONS: [(&str, Function); 5] =
+pub(super) const ACTIVATIONS: [(&str, Function); 5] =
     [("silu", Function::Silu), ("swish", Function::Silu), ("mish", Function::Mish), ("gelu", Function::Gelu), ("relu", Function::Relu)];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,13 +84,14 @@ pub struct UNet2DConfig {
     pub mid_block: bool,
     pub up_blocks: Vec<BlockType>,
     pub block_out_channels: Vec<usize>,
-    pub layers_per_block: usize,
+    /// Residual blocks of each level on the way down; there is one more on the way up.
+    pub layers_per_block: Vec<usize>,
     pub mid_block_scale_factor: f32,
     /// 0: one row and column of zeros after the last, 1: one on each side.
     pub downsample_padding: usize,
     pub act_fn: Function,
-    /// None: one head of all channels.
-    pub attention_head_dim: Option<usize>,
+    /// Of each level. None: one head of all channels.
+    pub attention_head_dim: Vec<Option<usize>>,
     pub norm_num_groups: usize,
     pub attn_norm_num_groups: Option<usize>,
     pub norm_eps: f32,
@@ -100,6 +113,7 @@ impl UNet2DConfig {
         c.require("_class_name", "UNet2DModel")?;
         let channels = 1..=MAX_CHANNELS;
         let block_out_channels = c.integers("block_out_channels", Some(&[224, 448, 672, 896]), channels.clone(), MAX_BLOCKS)?;
+        let levels = block_out_channels.len();
         let resample = [("conv", false), ("resnet", true)];
         let downsample_by_resnet = c.nullable_choice("downsample_type", Some(false), &resample)?.unwrap_or(false);
         let upsample_by_resnet = c.nullable_choice("upsample_type", Some(false), &resample)?.unwrap_or(false);
@@ -120,11 +134,11 @@ impl UNet2DConfig {
             mid_block: c.nullable_choice("mid_block_type", Some(()), &[("UNetMidBlock2D", ())])?.is_some(),
             up_blocks: blocks(c, "up_block_types", &[ATTENTION, ATTENTION, ATTENTION, PLAIN], &UP_BLOCKS, upsample_by_resnet)?,
             block_out_channels,
-            layers_per_block: c.integer("layers_per_block", 2, 1..=MAX_LAYERS)?,
+            layers_per_block: vec![c.integer("layers_per_block", 2, 1..=MAX_LAYERS)?; levels],
             mid_block_scale_factor: c.number("mid_block_scale_factor", 1.0, 1e-3..=1e3)? as f32,
             downsample_padding: c.integer("downsample_padding", 1, 0..=1)?,
             act_fn: c.choice("act_fn", Some(Function::Silu), &ACTIVATIONS)?,
-            attention_head_dim: c.nullable_integer("attention_head_dim", Some(8), channels.clone())?,
+            attention_head_dim: vec![c.nullable_integer("attention_head_dim", Some(8), channels.clone())?; levels],
             norm_num_groups: c.integer("norm_num_groups", 32, channels.clone())?,
             attn_norm_num_groups: c.nullable_integer("attn_norm_num_groups", None, channels)?,
             norm_eps: c.number("norm_eps", 1e-5, 0.0..=1.0)? as f32,
@@ -160,6 +174,62 @@ impl UNet2DConfig {
         1 << (self.block_out_channels.len() - 1)
     }
 
+    /// What the residual blocks have in common.
+    fn resnet(&self) -> ResnetConfig {
+        ResnetConfig {
+            time_embedding_dim: Some(self.time_embedding_dim),
+            norm_groups: self.norm_num_groups,
+            eps: self.norm_eps,
+            act: self.act_fn,
+            scale_shift: self.scale_shift,
+            skip_time_act: false,
+            output_scale_factor: 1.0,
+        }
+    }
+
+    fn block(&self, kind: BlockType, layers: usize, level: usize) -> BlockConfig {
+        let channels = self.block_out_channels[level];
+        let head_dim = self.attention_head_dim[level].unwrap_or(channels);
+        let attention = AttentionConfig { channels, head_dim, norm_groups: Some(self.norm_num_groups), eps: self.norm_eps, rescale_output_factor: 1.0 };
+        BlockConfig {
+            resnet: self.resnet(),
+            layers,
+            mixer: if kind.mixing == Mixing::None { MixerConfig::None } else { MixerConfig::Attention(attention) },
+            resnet_resample: kind.resnet_resample,
+            downsample_padding: self.downsample_padding,
+        }
+    }
+
+    /// Block `i` of the down path.
+    pub fn down_block(&self, i: usize) -> BlockConfig {
+        self.block(self.down_blocks[i], self.layers_per_block[i], i)
+    }
+
+    /// Block `i` of the up path.
+    pub fn up_block(&self, i: usize) -> BlockConfig {
+        let level = self.block_out_channels.len() - 1 - i;
+        self.block(self.up_blocks[i], self.layers_per_block[level] + 1, level)
+    }
+
+    /// The middle block, of `channels`.
+    pub fn middle_block(&self, channels: usize) -> BlockConfig {
+        let factor = self.mid_block_scale_factor;
+        let attention = AttentionConfig {
+            channels,
+            head_dim: self.attention_head_dim.last().copied().flatten().unwrap_or(channels),
+            norm_groups: self.mid_attention_groups(),
+            eps: self.norm_eps,
+            rescale_output_factor: factor,
+        };
+        BlockConfig {
+            resnet: ResnetConfig { output_scale_factor: factor, ..self.resnet() },
+            layers: 2,
+            mixer: if self.add_attention { MixerConfig::Attention(attention) } else { MixerConfig::None },
+            resnet_resample: false,
+            downsample_padding: self.downsample_padding,
+        }
+    }
+
     /// Groups of the norm in the middle block's attention; None: no norm.
     pub fn mid_attention_groups(&self) -> Option<usize> {
         self.attn_norm_num_groups.or((!self.scale_shift).then_some(self.norm_num_groups))
@@ -167,7 +237,7 @@ impl UNet2DConfig {
 }
 
 /// Null, a number, or rows and columns.
-fn sample_size(c: &Config) -> Result<Option<[usize; 2]>> {
+pub(super) fn sample_size(c: &Config) -> Result<Option<[usize; 2]>> {
     if let Ok(size) = c.nullable_integer("sample_size", None, 1..=MAX_CHANNELS) {
         return Ok(size.map(|s| [s, s]));
     }
@@ -178,7 +248,7 @@ fn sample_size(c: &Config) -> Result<Option<[usize; 2]>> {
 /// Block types. `by_resnet` is downsample_type or upsample_type: in diffusers only the attention blocks follow it.
 fn blocks(c: &Config, field: &str, default: &[BlockType], names: &[(&str, BlockType)], by_resnet: bool) -> Result<Vec<BlockType>> {
     let types = c.choices(field, Some(default), names, MAX_BLOCKS)?;
-    Ok(types.into_iter().map(|b| BlockType { resnet_resample: b.resnet_resample || (b.attention && by_resnet), ..b }).collect())
+    Ok(types.into_iter().map(|b| BlockType { resnet_resample: b.resnet_resample || (b.mixing == Mixing::Attention && by_resnet), ..b }).collect())
 }
 
 fn class_embed(c: &Config) -> Result<ClassEmbed> {
@@ -199,9 +269,9 @@ mod tests {
     #[test]
     fn defaults_are_diffusers_own() {
         let c = parse("").unwrap();
-        assert_eq!((c.block_out_channels.len(), c.time_embedding_dim, c.attention_head_dim, c.size_multiple()), (4, 896, Some(8), 8));
+        assert_eq!((c.block_out_channels.len(), c.time_embedding_dim, c.size_multiple(), c.attention_head_dim.clone()), (4, 896, 8, vec![Some(8); 4]));
         assert_eq!((c.mid_attention_groups(), c.class_embed, c.sample_size), (Some(32), ClassEmbed::None, None));
-        assert_eq!(parse("\"attention_head_dim\":null").unwrap().attention_head_dim, None);
+        assert_eq!(parse("\"attention_head_dim\":null").unwrap().attention_head_dim, [None; 4]);
         assert_eq!(parse("\"sample_size\":[8,12]").unwrap().sample_size, Some([8, 12]));
         let c = parse("\"resnet_time_scale_shift\":\"scale_shift\"").unwrap();
         assert_eq!(c.mid_attention_groups(), None);

@@ -1,4 +1,5 @@
-//! Self-attention over the positions of an image: diffusers `Attention`, as the blocks of `UNet2DModel` have it.
+//! diffusers `Attention`: over the positions of an image, as the blocks of `UNet2DModel` have it, and from tokens to tokens, as
+//! transformer blocks do.
 
 use crate::base::Result;
 use crate::nn::{GroupNorm, Linear};
@@ -73,6 +74,43 @@ impl Attention {
             let h = self.to_out.forward(t, h)?;
             let y = t.add(h, x)?;
             if self.rescale_output_factor == 1.0 { Ok(y) } else { t.affine(y, 1.0 / self.rescale_output_factor, 0.0) }
+        })
+    }
+}
+
+/// to_out(attention(q, k, v)) with q linear in one sequence, k and v in another or the same: neither norm nor residual.
+pub struct TokenAttention {
+    name: String,
+    to_q: Linear,
+    to_k: Linear,
+    to_v: Linear,
+    /// `to_out.0`; `to_out.1` is a dropout.
+    to_out: Linear,
+    heads: usize,
+}
+
+impl TokenAttention {
+    /// `width` channels in `heads` heads, over keys of `key_width` channels. Only the last layer has a bias.
+    pub fn load(scope: &Scope, width: usize, key_width: usize, heads: usize) -> TokenAttention {
+        let linear = |name: &str, inputs| Linear::without_bias(&scope.child(name), inputs, width);
+        TokenAttention {
+            name: scope.name().to_string(),
+            to_q: linear("to_q", width),
+            to_k: linear("to_k", key_width),
+            to_v: linear("to_v", key_width),
+            to_out: Linear::load(&scope.child("to_out.0"), width, width),
+            heads,
+        }
+    }
+
+    /// x: `[N, ..., C]`, as is the result; keys: `[N, ..., D]`.
+    pub fn forward(&self, t: &mut Tape, x: Tensor, keys: Tensor) -> Result<Tensor> {
+        t.scope(&self.name, |t| {
+            let q = self.to_q.forward(t, x)?;
+            let k = self.to_k.forward(t, keys)?;
+            let v = self.to_v.forward(t, keys)?;
+            let h = t.attention(q, k, v, self.heads)?;
+            self.to_out.forward(t, h)
         })
     }
 }

@@ -64,6 +64,12 @@ impl Conv2d {
         Conv2d { geometry, ..self }
     }
 
+    /// The same with `dilation` pixels from tap to tap, and padded by so much more.
+    pub fn dilated(self, dilation: usize) -> Conv2d {
+        let geometry = Geometry { padding: self.geometry.padding.map(|p| p * dilation), dilation: [dilation, dilation], ..self.geometry };
+        Conv2d { geometry, ..self }
+    }
+
     /// The same with the padding that TensorFlow calls `SAME`.
     pub fn same_padded(self) -> Conv2d {
         Conv2d { same: true, ..self }

@@ -58,13 +58,14 @@ impl TimestepProjection {
         Some(TimestepProjection { name: name.to_string(), frequencies, sin_first: !flip_sin_to_cos, width, log: false })
     }
 
-    /// diffusers `GaussianFourierProjection`: sin and cos of 2 pi log(t) weight, `weight` `[F]` from the checkpoint.
+    /// diffusers `GaussianFourierProjection`: sin and cos of 2 pi t weight, or of 2 pi log(t) weight; `weight` `[F]` from the
+    /// checkpoint.
     /// Source: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations" (2021), appendix C.
-    pub fn fourier(scope: &Scope, frequencies: usize) -> TimestepProjection {
+    pub fn fourier(scope: &Scope, frequencies: usize, log: bool, flip_sin_to_cos: bool) -> TimestepProjection {
         let weight = scope.weight("weight", &[frequencies], Layout::Plain);
         let data = weight.array.data.iter().map(|&w| (2.0 * PI * f64::from(w)) as f32).collect();
         let scaled = Weight::new(&weight.name, Array { shape: weight.array.shape.clone(), data });
-        TimestepProjection { name: scope.name().to_string(), frequencies: scaled, sin_first: true, width: 2 * frequencies, log: true }
+        TimestepProjection { name: scope.name().to_string(), frequencies: scaled, sin_first: !flip_sin_to_cos, width: 2 * frequencies, log }
     }
 
     /// timesteps: f32 `[N]`; result `[N, width]`.
@@ -76,26 +77,57 @@ impl TimestepProjection {
     }
 }
 
-/// linear_2(silu(linear_1(x))).
+/// post_act(linear_2(act(linear_1(x + cond_proj(condition))))).
 pub struct TimestepEmbedding {
     name: String,
+    /// Of a distilled guidance scale.
+    cond_proj: Option<Linear>,
     linear_1: Linear,
+    act: Function,
     linear_2: Linear,
+    post_act: Option<Function>,
 }
 
 impl TimestepEmbedding {
+    /// With SiLU between the two, and nothing else.
     pub fn load(scope: &Scope, inputs: usize, width: usize) -> TimestepEmbedding {
         let linear_1 = Linear::load(&scope.child("linear_1"), inputs, width);
         let linear_2 = Linear::load(&scope.child("linear_2"), width, width);
-        TimestepEmbedding { name: scope.name().to_string(), linear_1, linear_2 }
+        TimestepEmbedding { name: scope.name().to_string(), cond_proj: None, linear_1, act: Function::Silu, linear_2, post_act: None }
+    }
+
+    /// The same with other activations.
+    pub fn with_acts(self, act: Function, post_act: Option<Function>) -> TimestepEmbedding {
+        TimestepEmbedding { act, post_act, ..self }
+    }
+
+    /// The same with `cond_proj`, which takes `width` numbers to this embedding's `inputs`.
+    pub fn with_condition(self, scope: &Scope, width: usize, inputs: usize) -> TimestepEmbedding {
+        TimestepEmbedding { cond_proj: Some(Linear::without_bias(&scope.child("cond_proj"), width, inputs)), ..self }
     }
 
     /// x: `[N, I]`; result `[N, width]`.
     pub fn forward(&self, t: &mut Tape, x: Tensor) -> Result<Tensor> {
+        self.conditioned(t, x, None)
+    }
+
+    /// x: `[N, I]`; condition: `[N, width of the condition]`, or nothing added; result `[N, width]`.
+    pub fn conditioned(&self, t: &mut Tape, x: Tensor, condition: Option<Tensor>) -> Result<Tensor> {
         t.scope(&self.name, |t| {
+            let x = match (&self.cond_proj, condition) {
+                (Some(projection), Some(condition)) => {
+                    let condition = projection.forward(t, condition)?;
+                    t.add(x, condition)?
+                }
+                _ => x,
+            };
             let h = self.linear_1.forward(t, x)?;
-            let h = t.scope("act", |t| t.activation(h, Function::Silu))?;
-            self.linear_2.forward(t, h)
+            let h = t.scope("act", |t| t.activation(h, self.act))?;
+            let h = self.linear_2.forward(t, h)?;
+            match self.post_act {
+                Some(act) => t.activation(h, act),
+                None => Ok(h),
+            }
         })
     }
 }

@@ -16,9 +16,13 @@ pub struct Linear {
 impl Linear {
     /// With a bias.
     pub fn load(scope: &Scope, inputs: usize, outputs: usize) -> Linear {
-        let weight = scope.weight("weight", &[outputs, inputs], Layout::LinearWeight);
         let bias = scope.weight("bias", &[outputs], Layout::Plain);
-        Linear { name: scope.name().to_string(), weight, bias: Some(bias) }
+        Linear { bias: Some(bias), ..Self::without_bias(scope, inputs, outputs) }
+    }
+
+    pub fn without_bias(scope: &Scope, inputs: usize, outputs: usize) -> Linear {
+        let weight = scope.weight("weight", &[outputs, inputs], Layout::LinearWeight);
+        Linear { name: scope.name().to_string(), weight, bias: None }
     }
 
     /// x: `[..., I]`; result `[..., O]`.

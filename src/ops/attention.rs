@@ -1,7 +1,9 @@
 //! Scaled dot-product attention with a streaming softmax: the score matrix is never stored.
 //! Vaswani et al. (2017), equation 1; the running maximum and sum follow Milakov and Gimelshein (2018), algorithm 3.
 //!
-//! y = softmax(q k^T / sqrt(D)) v per head.  q, y: `[N, ..., heads D]`; k, v: `[N, ..., heads D]`; middle axes are tokens.
+//! y = softmax(q k^T / sqrt(D) + bias) v per head.  q, y: `[N, ..., heads D]`; k, v: `[N, ..., heads D]`; middle axes are tokens.
+//! bias, which may be absent: `[W, heads or 1, Q, K]`; item n takes row n % W, and one head's values serve all heads where
+//! there is one. A mask is a bias of 0 and of a large negative finite number; every query needs one key that is not masked.
 
 use rayon::prelude::*;
 
@@ -21,6 +23,10 @@ params! {
         pub heads: u32,
         pub head_dim: u32,
         pub scale: f32,
+        /// Rows of the bias; 0: there is none.
+        pub bias_rows: u32,
+        /// Heads of the bias: all, or 1.
+        pub bias_heads: u32,
     }
 }
 
@@ -68,6 +74,15 @@ pub static OP: Op = Op {
 impl Tape {
     /// Attention of `q` over `k` and `v`, in `heads` heads of the last axis.
     pub fn attention(&mut self, q: Tensor, k: Tensor, v: Tensor, heads: usize) -> Result<Tensor> {
+        self.attend(q, k, v, None, heads)
+    }
+
+    /// The same with `bias` `[W, heads or 1, Q, K]` added to the scaled scores; item n takes row n % W, and W divides N.
+    pub fn attention_with_bias(&mut self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, heads: usize) -> Result<Tensor> {
+        self.attend(q, k, v, Some(bias), heads)
+    }
+
+    fn attend(&mut self, q: Tensor, k: Tensor, v: Tensor, bias: Option<Tensor>, heads: usize) -> Result<Tensor> {
         let (sq, sk, sv) = (self.shape(q).clone(), self.shape(k).clone(), self.shape(v).clone());
         let channels = sq.last();
         if sq.rank() < 3 || sk != sv || sk.last() != channels || sk[0] != sq[0] || sk.rank() < 3 {
@@ -80,15 +95,25 @@ impl Tape {
             );
         }
         let tokens = |shape: &crate::base::Shape| (shape.numel() / (shape[0] * channels).max(1)) as u32;
-        let params = Params {
-            batch: sq[0] as u32,
-            queries: tokens(&sq),
-            keys: tokens(&sk),
-            heads: heads as u32,
-            head_dim: head_dim as u32,
-            scale: 1.0 / (head_dim as f32).sqrt(),
+        let (queries, keys) = (tokens(&sq), tokens(&sk));
+        let [bias_rows, bias_heads] = match bias {
+            Some(bias) => self.bias_shape(bias, [sq[0], heads, queries as usize, keys as usize])?,
+            None => [0, 1],
         };
-        Ok(self.push(&OP, &params, &[q, k, v], sq.dims(), DType::F32))
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let params = Params { batch: sq[0] as u32, queries, keys, heads: heads as u32, head_dim: head_dim as u32, scale, bias_rows, bias_heads };
+        // Without a bias the queries stand in its place: a binding must hold something, and it is not read.
+        Ok(self.push(&OP, &params, &[q, k, v, bias.unwrap_or(q)], sq.dims(), DType::F32))
+    }
+
+    /// Rows and heads of a bias for scores of the shape `[N, heads, Q, K]`.
+    fn bias_shape(&self, bias: Tensor, [batch, heads, queries, keys]: [usize; 4]) -> Result<[u32; 2]> {
+        match *self.shape(bias).dims() {
+            [w, h, q, k] if w > 0 && batch.is_multiple_of(w) && (h == heads || h == 1) && q == queries && k == keys => Ok([w as u32, h as u32]),
+            _ => {
+                Err(self.mismatch(format!("attention bias is {}, expected [W, {heads} or 1, {queries}, {keys}] with W a divisor of {batch}", self.shape(bias))))
+            }
+        }
     }
 }
 
@@ -98,7 +123,7 @@ const KEY_BLOCK: usize = 256;
 
 fn twin(call: &mut TwinCall) {
     let p: Params = call.params();
-    let [q, k, v] = *call.inputs else { return };
+    let [q, k, v, bias] = *call.inputs else { return };
     let (queries, keys, heads, dim) = (p.queries as usize, p.keys as usize, p.heads as usize, p.head_dim as usize);
     let width = heads * dim;
     let blocks = queries.div_ceil(QUERY_BLOCK);
@@ -115,7 +140,11 @@ fn twin(call: &mut TwinCall) {
             let q = &q[(n * queries + first) * width + h * dim..];
             let k = &k[n * keys * width + h * dim..];
             let v = &v[n * keys * width + h * dim..];
-            scratch.block(m, keys, dim, width, p.scale, q, k, v);
+            let bias = (p.bias_rows != 0).then(|| {
+                let at = n % p.bias_rows as usize * p.bias_heads as usize + h % p.bias_heads as usize;
+                &bias[(at * queries + first) * keys..]
+            });
+            scratch.block(m, keys, dim, width, p.scale, q, k, v, bias);
             for (row, y) in y.chunks_exact_mut(width).enumerate() {
                 let inv = 1.0 / scratch.sum[row];
                 let from = &scratch.acc[row * dim..(row + 1) * dim];
@@ -134,8 +163,9 @@ struct Scratch {
 }
 
 impl Scratch {
-    /// One block of `m` queries against all keys: acc = sum_j exp(s_j - max) v_j, sum = sum_j exp(s_j - max).
-    fn block(&mut self, m: usize, keys: usize, dim: usize, width: usize, scale: f32, q: &[f32], k: &[f32], v: &[f32]) {
+    /// One block of `m` queries against all keys: acc = sum_j exp(s_j - max) v_j, sum = sum_j exp(s_j - max). Rows of `bias`
+    /// have a value for each key.
+    fn block(&mut self, m: usize, keys: usize, dim: usize, width: usize, scale: f32, q: &[f32], k: &[f32], v: &[f32], bias: Option<&[f32]>) {
         self.max.clear();
         self.max.resize(m, f32::NEG_INFINITY);
         self.sum.clear();
@@ -149,6 +179,9 @@ impl Scratch {
             Product { m, k: dim, n, a: q, lda: width, b: k, ldb: width, b_transposed: true, accumulate: false, scale }.run(&mut self.scores, KEY_BLOCK);
             for row in 0..m {
                 let scores = &mut self.scores[row * KEY_BLOCK..][..n];
+                if let Some(bias) = bias {
+                    scores.iter_mut().zip(&bias[row * keys + start..]).for_each(|(score, bias)| *score += bias);
+                }
                 let max = scores.iter().fold(self.max[row], |a, &b| if b > a || b.is_nan() { b } else { a });
                 let correction = (self.max[row] - max).exp();
                 self.max[row] = max;
@@ -169,7 +202,8 @@ impl Scratch {
 fn cost(s: &StepView) -> Cost {
     let p: Params = s.params();
     let pairs = u64::from(p.batch) * u64::from(p.heads) * u64::from(p.queries) * u64::from(p.keys);
-    Cost { flops: pairs * (4 * u64::from(p.head_dim) + 5), bytes: s.bytes() }
+    let (biased, bias) = (u64::from(p.bias_rows != 0), s.inputs[3].bytes());
+    Cost { flops: pairs * (4 * u64::from(p.head_dim) + 5 + biased), bytes: s.bytes() - (1 - biased) * bias }
 }
 
 fn case(name: &'static str, batch: usize, queries: usize, keys: usize, heads: usize, dim: usize) -> Case {
@@ -178,13 +212,26 @@ fn case(name: &'static str, batch: usize, queries: usize, keys: usize, heads: us
     Case::new(name, inputs, move |t, i| t.attention(i[0], i[1], i[2], heads))
 }
 
+fn biased(name: &'static str, batch: usize, queries: usize, keys: usize, heads: usize, dim: usize, bias: [usize; 2]) -> Case {
+    let (q, kv) = ([batch, queries, heads * dim], [batch, keys, heads * dim]);
+    let bias = CaseInput::plain("bias", &[bias[0], bias[1], queries, keys]);
+    let inputs = vec![CaseInput::plain("q", &q), CaseInput::plain("k", &kv), CaseInput::plain("v", &kv), bias];
+    Case::new(name, inputs, move |t, i| t.attention_with_bias(i[0], i[1], i[2], i[3], heads))
+}
+
 fn cases() -> Vec<Case> {
     vec![
         case("self", 2, 16, 16, 3, 8),
         case("cross", 2, 9, 77, 2, 5),
         case("one_key", 1, 4, 1, 1, 6),
         case("one_head_wide", 1, 7, 11, 1, 72),
+        biased("bias_of_windows", 4, 9, 9, 2, 4, [2, 2]),
+        biased("bias_of_all_heads", 2, 5, 7, 3, 5, [1, 1]),
+        // The golden's bias is a causal mask.
+        biased("causal", 2, 13, 13, 2, 8, [1, 1]),
         case("unet_8x8", 2, 64, 64, 6, 32).without_golden(),
+        biased("bias_many_keys", 6, 70, 600, 2, 40, [3, 2]).without_golden(),
+        biased("bias_head_512", 2, 33, 130, 1, 512, [2, 1]).without_golden(),
         case("many_keys", 1, 70, 600, 2, 40).without_golden(),
         case("head_512", 1, 33, 65, 1, 512).without_golden(),
     ]
@@ -208,5 +255,15 @@ mod tests {
         assert!(t.attention(q, k, k, 4).unwrap_err().fact().contains("6 channels in 4 heads"));
         assert!(t.attention(q, k, k, 0).is_err());
         assert!(t.attention(q, k, k, 2).is_ok());
+        for (shape, fits) in
+            [([1, 1, 4, 5], true), ([1, 2, 4, 5], true), ([2, 1, 4, 5], false), ([1, 3, 4, 5], false), ([1, 1, 5, 4], false), ([0, 1, 4, 5], false)]
+        {
+            let bias = t.input("bias", &shape, DType::F32);
+            let made = t.attention_with_bias(q, k, k, bias, 2);
+            assert_eq!(made.is_ok(), fits, "{shape:?}");
+            if let Err(error) = made {
+                assert!(error.fact().contains("expected [W, 2 or 1, 4, 5] with W a divisor of 1"), "{error}");
+            }
+        }
     }
 }

@@ -19,10 +19,12 @@ pub mod image_to_tensor;
 pub mod layer_norm;
 pub mod matmul;
 pub mod modulate;
+pub mod nearest_row;
 pub mod permute;
 pub mod pool2d;
 pub mod reduce;
 pub mod repeat;
+pub mod resize_bilinear;
 pub mod slice;
 pub mod softmax;
 pub mod tensor_to_image;
@@ -63,10 +65,12 @@ pub static ALL: &[&Op] = &[
     &layer_norm::OP,
     &matmul::OP,
     &modulate::OP,
+    &nearest_row::OP,
     &permute::OP,
     &pool2d::OP,
     &reduce::OP,
     &repeat::OP,
+    &resize_bilinear::OP,
     &slice::OP,
     &softmax::OP,
     &tensor_to_image::OP,

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::base::error::edit_distance;
 use crate::base::{Error, Kind, Result};
-use crate::weights::json::{Object, shorten};
+use crate::weights::json::{Object, shorten, why};
 
 /// Largest file, in bytes.
 const MAX_BYTES: u64 = 16 << 20;
@@ -38,7 +38,7 @@ impl Config {
 
     /// Parses `text`; `place` names it in errors.
     pub fn parse(text: &str, place: &str) -> Result<Config> {
-        let Object(fields) = serde_json::from_str(text).map_err(|e| Error::new(Kind::Config, place, format!("expected a JSON object: {e}")))?;
+        let Object(fields) = serde_json::from_str(text).map_err(|e| Error::new(Kind::Config, place, format!("expected a JSON object: {}", why(&e))))?;
         Ok(Config { place: place.to_string(), fields, known: RefCell::default() })
     }
 
@@ -109,6 +109,26 @@ impl Config {
             }
             (None, Some(default)) => Ok(default.to_vec()),
             (None, None) => Err(self.absent(field, &expected)),
+        }
+    }
+
+    /// One item for each of `count`: a list of as many, or one value for all. `item` gives None at what is not `expected`;
+    /// `default` is taken when the field is absent.
+    pub fn each<T: Clone>(&self, field: &str, default: T, count: usize, expected: &str, item: impl Fn(&Value) -> Option<T>) -> Result<Vec<T>> {
+        let Some(value) = self.get(field) else { return Ok(vec![default; count]) };
+        let items: Option<Vec<T>> = match value.as_array() {
+            Some(list) if list.len() == count => list.iter().map(item).collect(),
+            Some(_) => None,
+            None => item(value).map(|one| vec![one; count]),
+        };
+        items.ok_or_else(|| self.wrong(field, value, &format!("{expected}, or a list of {count} of them")))
+    }
+
+    /// Requires `field` to be `null` or absent.
+    pub fn require_null(&self, field: &str) -> Result<()> {
+        match self.get(field) {
+            None | Some(Value::Null) => Ok(()),
+            Some(value) => Err(self.wrong(field, value, "null: it is not supported")),
         }
     }
 
@@ -240,6 +260,16 @@ impl Config {
         found.1.as_object().map(|map| map.keys().map(String::as_str).collect())
     }
 
+    /// Every field as an integer in `range`: a vocabulary. Fails at the first that is none.
+    pub fn all_integers(&self, range: RangeInclusive<usize>) -> Result<Vec<(&str, usize)>> {
+        self.fields.iter().map(|(name, value)| Ok((name.as_str(), self.to_integer(&shorten(name), value, &range)?))).collect()
+    }
+
+    /// The value of a field as it stands there; None when absent or `null`. For what the getters have no word for.
+    pub fn value(&self, field: &str) -> Option<&Value> {
+        self.get(field).filter(|value| !value.is_null())
+    }
+
     /// Requires `field` to be exactly `expected`, a text.
     pub fn require(&self, field: &str, expected: &str) -> Result<()> {
         self.choice(field, None, &[(expected, ())])
@@ -300,7 +330,15 @@ mod tests {
         assert!(c.flag("h", None).unwrap());
         assert_eq!(c.choice("f", None, &[("silu", 1), ("relu", 2)]).unwrap(), 1);
         assert_eq!(c.object("i").unwrap().unwrap().integer("x", None, 0..=1).unwrap(), 1);
+        let small = |v: &Value| v.as_u64().filter(|&v| v < 9);
+        assert_eq!(c.each("a", 1, 2, "a digit", small).unwrap(), [3, 3]);
+        assert_eq!(c.each("g", 1, 2, "a digit", small).unwrap(), [1, 2]);
+        assert_eq!(c.each("z", 1, 2, "a digit", small).unwrap(), [1, 1]);
+        c.require_null("b").unwrap();
         let rows: Vec<(Error, &str)> = vec![
+            (c.each("g", 1, 3, "a digit", small).unwrap_err(), "config.json: g: [1,2], expected a digit, or a list of 3 of them"),
+            (c.each("d", 1, 3, "a digit", small).unwrap_err(), "config.json: d: -1, expected a digit, or a list of 3 of them"),
+            (c.require_null("a").unwrap_err(), "config.json: a: 3, expected null: it is not supported"),
             (c.integer("d", None, 1..=4).unwrap_err(), "config.json: d: -1, expected an integer from 1 to 4"),
             (c.integer("e", None, 1..=4).unwrap_err(), "config.json: e: 2.5, expected an integer from 1 to 4"),
             (c.integer("b", 3, 1..=4).unwrap_err(), "config.json: b: null, expected an integer from 1 to 4"),

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use safetensors::tensor::{Dtype, TensorInfo};
 
-use crate::weights::json::{Object, shorten};
+use crate::weights::json::{Object, shorten, why};
 
 /// Largest header that the format allows, in bytes.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -29,14 +29,9 @@ pub(crate) struct Header {
     pub metadata: Vec<(String, String)>,
 }
 
-/// First bytes of formats that are often given in place of safetensors.
-const LOOKALIKES: [(&[u8], &str); 5] = [
-    (b"PK\x03\x04", "a zip archive (PyTorch .pth, .pt or .bin)"),
-    (b"\x80\x02", "a Python pickle (PyTorch .pth, .pt or .bin)"),
-    (b"GGUF", "a GGUF file"),
-    (b"\x89HDF", "an HDF5 file"),
-    (b"version https://git-lfs", "a Git LFS pointer: the file itself was not downloaded"),
-];
+/// First bytes of formats that are often given in place of safetensors. PyTorch files are told before this.
+const LOOKALIKES: [(&[u8], &str); 3] =
+    [(b"GGUF", "a GGUF file"), (b"\x89HDF", "an HDF5 file"), (b"version https://git-lfs", "a Git LFS pointer: the file itself was not downloaded")];
 
 /// Reads and checks the header of `file`. An error is a fact that lacks its place.
 pub(crate) fn parse(file: &[u8]) -> Result<Header, String> {
@@ -56,7 +51,7 @@ pub(crate) fn parse(file: &[u8]) -> Result<Header, String> {
     }
     let text = rest.get(..length as usize).ok_or_else(|| format!("header of {length} bytes in a file of {}: truncated, or not safetensors", file.len()))?;
     let text = std::str::from_utf8(text).map_err(|_| "header is not UTF-8 text: not a safetensors file".to_string())?;
-    let Object(pairs) = serde_json::from_str(text).map_err(|e| format!("header is not the JSON of a safetensors file: {e}"))?;
+    let Object(pairs) = serde_json::from_str(text).map_err(|e| format!("header is not the JSON of a safetensors file: {}", why(&e)))?;
     let start = 8 + length as usize;
     let mut header = Header { tensors: Vec::with_capacity(pairs.len()), metadata: Vec::new() };
     for (name, value) in pairs {
@@ -82,7 +77,7 @@ fn metadata(value: serde_json::Value) -> Result<Vec<(String, String)>, String> {
 /// One entry, its range relative to the first data byte and inside of `data_bytes`.
 fn tensor(name: String, value: serde_json::Value, data_bytes: usize) -> Result<Tensor, String> {
     let at = |fact: String| format!("tensor `{}`: {fact}", shorten(&name));
-    let info: TensorInfo = serde_json::from_value(value).map_err(|e| at(format!("{e}, expected dtype, shape and data_offsets")))?;
+    let info: TensorInfo = serde_json::from_value(value).map_err(|e| at(format!("{}, expected dtype, shape and data_offsets", why(&e))))?;
     let (from, to) = info.data_offsets;
     if from > to || to > data_bytes {
         return Err(at(format!("bytes {from}..{to}, expected a range within the {data_bytes} bytes that the file holds (truncated?)")));
@@ -179,7 +174,7 @@ mod tests {
     fn says_what_the_file_is_instead() {
         let fact = |bytes: &[u8]| parse(bytes).err().unwrap();
         assert!(fact(b"").contains("0 bytes"));
-        assert!(fact(b"PK\x03\x04rest of a zip").contains("PyTorch"));
+        assert!(fact(b"GGUF\x03\x00\x00\x00").contains("GGUF"));
         assert!(fact(b"version https://git-lfs.github.com/spec/v1").contains("LFS"));
         assert!(fact(b"\x08\x06\x12\x07pytorch\x1a\x03").contains("ONNX"));
         assert!(fact(&[0xff; 64]).contains("not a safetensors file"));

@@ -123,20 +123,20 @@ impl Scope {
         };
         self.ledger.book.borrow_mut().used.insert(full.to_string());
         if shape != expected {
-            self.note(format!("{full} is {shape:?}, expected {expected:?}"));
+            self.note(format!("{} is {shape:?}, expected {expected:?}", store.told(full)));
             return None;
         }
         if expected.contains(&0) {
-            self.note(format!("{full} is {shape:?}, expected values"));
+            self.note(format!("{} is {shape:?}, expected values", store.told(full)));
             return None;
         }
         let Some(values) = store.floats(full) else {
             let dtype = store.dtype(full).map_or(String::new(), |d| d.to_string());
-            self.note(format!("{full} has dtype {dtype}, expected F32, F16, BF16 or F64"));
+            self.note(format!("{} has dtype {dtype}, expected F32, F16, BF16, F64, I8 or U8", store.told(full)));
             return None;
         };
         if let Some(at) = values.iter().position(|v| !v.is_finite()) {
-            self.note(format!("{full} holds {} at element {at}, expected finite values", values[at]));
+            self.note(format!("{} holds {} at element {at}, expected finite values", store.told(full), values[at]));
             return None;
         }
         Some(values)
@@ -175,10 +175,11 @@ impl Scope {
             facts.push(format!("missing {}", list(book.missing.iter().map(with_nearest), book.missing.len())));
         }
         if !unused.is_empty() {
-            facts.push(format!("unused {}", list(unused.iter().map(|name| shorten(name)), unused.len())));
+            facts.push(format!("unused {}", list(unused.iter().map(|name| self.ledger.store.told(name)), unused.len())));
         }
         if facts.is_empty() {
-            return Ok(Account { parameters: book.parameters, dropped: dropped.into_iter().map(str::to_string).collect() });
+            let own = self.ledger.store.dropped().iter().map(String::as_str);
+            return Ok(Account { parameters: book.parameters, dropped: dropped.into_iter().chain(own).map(str::to_string).collect() });
         }
         Err(Error::new(Kind::Weights, &self.ledger.model, facts.join("; ")).remark(self.ledger.store.place()))
     }

@@ -1,26 +1,20 @@
-//! One checkpoint on disk: a safetensors file, or several with their index. Files are mapped, not read.
+//! The tensors of one checkpoint on disk, whatever its format: named views of mapped files. Nothing is read until it is asked for.
+//! A store can be renamed, cut at a prefix and changed by LoRA without a copy of its values.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
-use half::{bf16, f16};
-use memmap2::Mmap;
 use safetensors::tensor::Dtype;
 
 use crate::base::{Array, Error, Kind, Result};
-use crate::weights::header::{self, Tensor};
-use crate::weights::json::{Object, shorten};
-
-/// Names that a folder's weights have, in the order of preference; each may also be split, with `<name>.index.json`.
-const FILE_NAMES: [&str; 2] = ["diffusion_pytorch_model.safetensors", "model.safetensors"];
-/// Largest index of a split checkpoint, in bytes.
-const MAX_INDEX_BYTES: u64 = 64 << 20;
-
-#[derive(Debug)]
-struct Mapped {
-    path: PathBuf,
-    bytes: Mmap,
-}
+use crate::weights::folder;
+use crate::weights::header;
+use crate::weights::json::shorten;
+use crate::weights::low_rank::LowRank;
+use crate::weights::mapped::Mapped;
+use crate::weights::torch;
+use crate::weights::view::{Part, View};
 
 /// Name, element type and shape (PyTorch's axis order) of a stored tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,54 +25,116 @@ pub struct Entry {
     pub shape: Vec<usize>,
 }
 
+/// What becomes of a tensor when a store is renamed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It stays under its own name; a model that does not know it reports it as unused.
+    Keep,
+    /// Nobody needs it. It is reported as dropped.
+    Drop,
+    /// It gets this name.
+    Rename(String),
+    /// Parts of it get these names.
+    Split(Vec<(String, Part)>),
+}
+
 /// The tensors of a checkpoint.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Store {
     place: String,
-    files: Vec<Mapped>,
-    tensors: BTreeMap<String, (usize, Tensor)>,
+    tensors: BTreeMap<String, View>,
     metadata: BTreeMap<String, String>,
+    dropped: Vec<String>,
+    skipped: Vec<String>,
+}
+
+/// The tensors of one file.
+pub(crate) struct Contents {
+    pub tensors: Vec<(String, View)>,
+    pub metadata: BTreeMap<String, String>,
+    /// What was left alone, in words.
+    pub skipped: Vec<String>,
 }
 
 impl Store {
-    /// Opens a `.safetensors` file, a `.safetensors.index.json`, or a folder that holds one of them.
-    /// Fails with the file, what was found and what was expected.
+    /// Opens a file of safetensors or of torch.save (told by its first bytes, not by its name), the `.index.json` of several, or a
+    /// folder that holds one of them. Fails with the file, what was found and what was expected.
     pub fn open(path: &Path) -> Result<Store> {
-        let path = if path.is_dir() { in_folder(path)? } else { path.to_path_buf() };
+        let path = if path.is_dir() { folder::weights_in(path)? } else { path.to_path_buf() };
         if path.to_string_lossy().ends_with(".json") { Self::sharded(&path) } else { Self::single(&path) }
     }
 
     fn single(path: &Path) -> Result<Store> {
-        let (file, tensors, metadata) = map(path)?;
-        let tensors = tensors.into_iter().map(|t| (t.name.clone(), (0, t))).collect();
-        Ok(Store { place: path.display().to_string(), files: vec![file], tensors, metadata: metadata.into_iter().collect() })
+        let Contents { tensors, metadata, skipped } = read(path)?;
+        Ok(Store { place: path.display().to_string(), tensors: tensors.into_iter().collect(), metadata, dropped: Vec::new(), skipped })
     }
 
     fn sharded(index: &Path) -> Result<Store> {
         let place = index.display().to_string();
-        let weight_map = weight_map(index)?;
+        let weight_map = folder::weight_map(index)?;
         let folder = index.parent().unwrap_or(Path::new(""));
         let mut shards: Vec<&String> = weight_map.values().collect();
         shards.sort();
         shards.dedup();
-        let mut store = Store { place: place.clone(), files: Vec::new(), tensors: BTreeMap::new(), metadata: BTreeMap::new() };
+        let mut store = Store { place: place.clone(), tensors: BTreeMap::new(), metadata: BTreeMap::new(), dropped: Vec::new(), skipped: Vec::new() };
         for shard in shards {
             let path = folder.join(shard);
-            let (file, tensors, metadata) = map(&path)?;
-            for tensor in tensors {
-                if weight_map.get(&tensor.name) != Some(shard) {
-                    let fact = format!("tensor `{}` is not listed for this file in {place}", shorten(&tensor.name));
+            let Contents { tensors, metadata, skipped } = read(&path)?;
+            for (name, view) in tensors {
+                if weight_map.get(&name) != Some(shard) {
+                    let fact = format!("tensor `{}` is not listed for this file in {place}", shorten(&name));
                     return Err(Error::new(Kind::Format, path.display().to_string(), fact));
                 }
-                store.tensors.insert(tensor.name.clone(), (store.files.len(), tensor));
+                store.tensors.insert(name, view);
             }
-            store.files.push(file);
             store.metadata.extend(metadata);
+            store.skipped.extend(skipped);
         }
         match weight_map.iter().find(|(name, _)| !store.tensors.contains_key(*name)) {
             Some((name, shard)) => Err(Error::new(Kind::Format, place, format!("weight_map: `{}` is not in {shard}", shorten(name)))),
             None => Ok(store),
         }
+    }
+
+    /// The same tensors under other names. `fate` is asked for every tensor, with its name and shape. Nothing gets lost: what is
+    /// neither renamed nor dropped keeps its name. Errors go on to speak of the name in the file too.
+    /// Fails when a part does not fit its tensor, and when two tensors would get one name.
+    pub fn renamed(self, mut fate: impl FnMut(&str, &[usize]) -> Fate) -> Result<Store> {
+        let mut renamed = Store { tensors: BTreeMap::new(), ..self.clone() };
+        for (name, view) in &self.tensors {
+            let targets = match fate(name, view.shape()) {
+                Fate::Keep => vec![(name.clone(), Part::whole())],
+                Fate::Rename(target) => vec![(target, Part::whole())],
+                Fate::Split(parts) => parts,
+                Fate::Drop => {
+                    renamed.dropped.push(name.clone());
+                    continue;
+                }
+            };
+            for (target, part) in targets {
+                let part = part.of(view).map_err(|fact| self.error(name, fact))?;
+                if let Some(other) = renamed.tensors.insert(target.clone(), part) {
+                    return Err(self.error(name, format!("becomes `{}`, and so does `{}`", shorten(&target), shorten(other.own_name()))));
+                }
+            }
+        }
+        Ok(renamed)
+    }
+
+    /// The tensors whose names begin with `prefix` (`first_stage_model.`), without it. The files are shared.
+    pub fn under(&self, prefix: &str) -> Store {
+        let below = self.tensors.iter().filter_map(|(name, view)| Some((name.strip_prefix(prefix)?.to_string(), view.clone())));
+        Store { tensors: below.collect(), dropped: Vec::new(), ..self.clone() }
+    }
+
+    /// From now on `name` reads as W + scale up down, for each change that was added (LoRA). The sum is made at every reading and
+    /// never stored. Changes are added after renaming. Fails when there is no such tensor or the shapes do not fit it.
+    pub fn add_low_rank(&mut self, name: &str, delta: LowRank) -> Result<()> {
+        let added = match self.tensors.get_mut(name) {
+            Some(view) => view.add(delta),
+            None => Err("no such tensor in the file".to_string()),
+        };
+        added.map_err(|fact| self.error(name, fact))
     }
 
     /// The file that the store was opened from, as errors show it.
@@ -95,44 +151,63 @@ impl Store {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// Names that [`Store::renamed`] dropped.
+    pub fn dropped(&self) -> &[String] {
+        &self.dropped
+    }
+
+    /// What stands in a torch file beside the state dict or in it without being a tensor, and what was taken off its names.
+    pub fn skipped(&self) -> &[String] {
+        &self.skipped
+    }
+
+    /// The name that `name` has in the file.
+    pub fn own_name(&self, name: &str) -> Option<&str> {
+        self.tensors.get(name).map(View::own_name)
+    }
+
+    /// The tensor `name`, not yet read.
+    pub fn view(&self, name: &str) -> Result<View> {
+        self.find(name).cloned()
+    }
+
     /// Every tensor, sorted by name.
     pub fn entries(&self) -> Vec<Entry> {
-        let entry = |t: &Tensor| Entry { name: t.name.clone(), dtype: t.dtype.to_string(), shape: t.shape.clone() };
-        self.tensors.values().map(|(_, t)| entry(t)).collect()
+        let entry = |(name, v): (&String, &View)| Entry { name: name.clone(), dtype: v.dtype.to_string(), shape: v.shape().to_vec() };
+        self.tensors.iter().map(entry).collect()
     }
 
     /// Shape of `name` in PyTorch's axis order.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.tensors.get(name).map(|(_, t)| t.shape.as_slice())
+        self.tensors.get(name).map(View::shape)
     }
 
     /// `name` as f32 in PyTorch's axis order. Integers are taken when f32 holds them exactly.
     pub fn array(&self, name: &str) -> Result<Array> {
-        let (tensor, bytes) = self.find(name)?;
-        if let Some(values) = floats(tensor.dtype, bytes) {
-            return Array::new(&tensor.shape, values);
+        let view = self.find(name)?;
+        if let Some(values) = view.floats() {
+            return Array::new(view.shape(), values);
         }
-        let integers = integers(tensor.dtype, bytes).ok_or_else(|| self.unreadable(tensor, "a number type"))?;
+        let integers = view.integers().ok_or_else(|| self.unreadable(name, view, "a number type"))?;
         match integers.iter().find(|v| v.unsigned_abs() > 1 << 24) {
             Some(v) => Err(self.error(name, format!("value {v}, expected an integer that f32 holds exactly"))),
-            None => Array::new(&tensor.shape, integers.iter().map(|&v| v as f32).collect()),
+            None => Array::new(view.shape(), integers.iter().map(|&v| v as f32).collect()),
         }
     }
 
-    /// Values of the floating point tensor `name`; None for other types.
+    /// Values of the tensor `name` of floats or bytes; None for other types.
     pub(crate) fn floats(&self, name: &str) -> Option<Vec<f32>> {
-        let (tensor, bytes) = self.find(name).ok()?;
-        floats(tensor.dtype, bytes)
+        self.find(name).ok()?.floats()
     }
 
     pub(crate) fn dtype(&self, name: &str) -> Option<Dtype> {
-        self.tensors.get(name).map(|(_, t)| t.dtype)
+        self.tensors.get(name).map(|v| v.dtype)
     }
 
     /// The integer (or bool) tensor `name` in row-major order.
     pub fn integers(&self, name: &str) -> Result<Vec<i64>> {
-        let (tensor, bytes) = self.find(name)?;
-        integers(tensor.dtype, bytes).ok_or_else(|| self.unreadable(tensor, "an integer type that i64 holds"))
+        let view = self.find(name)?;
+        view.integers().ok_or_else(|| self.unreadable(name, view, "an integer type that i64 holds"))
     }
 
     /// The integer tensor `name` as indices.
@@ -141,19 +216,37 @@ impl Store {
         self.integers(name)?.into_iter().map(index).collect()
     }
 
-    fn find(&self, name: &str) -> Result<(&Tensor, &[u8])> {
-        let (file, tensor) = self.tensors.get(name).ok_or_else(|| self.error(name, "no such tensor in the file".to_string()))?;
-        Ok((tensor, &self.files[*file].bytes[tensor.bytes.clone()]))
+    fn find(&self, name: &str) -> Result<&View> {
+        self.tensors.get(name).ok_or_else(|| self.error(name, "no such tensor in the file".to_string()))
     }
 
     fn error(&self, name: &str, fact: String) -> Error {
-        Error::new(Kind::Weights, shorten(name), fact).remark(&self.place)
+        Error::new(Kind::Weights, self.told(name), fact).remark(&self.place)
     }
 
-    fn unreadable(&self, tensor: &Tensor, expected: &str) -> Error {
-        let file = &self.files[self.tensors[&tensor.name].0].path;
-        Error::new(Kind::Weights, shorten(&tensor.name), format!("dtype {}, expected {expected}", tensor.dtype)).remark(&file.display().to_string())
+    fn unreadable(&self, name: &str, view: &View, expected: &str) -> Error {
+        let file = view.file().path().display().to_string();
+        Error::new(Kind::Weights, self.told(name), format!("dtype {}, expected {expected}", view.dtype)).remark(&file)
     }
+
+    /// `name` as an error shows it: with the name in the file where that is another.
+    pub(crate) fn told(&self, name: &str) -> String {
+        match self.own_name(name) {
+            Some(own) if own != name => format!("{} (in the file {})", shorten(name), shorten(own)),
+            _ => shorten(name),
+        }
+    }
+}
+
+/// The tensors of one file, whose first bytes tell its format.
+fn read(path: &Path) -> Result<Contents> {
+    let file = Arc::new(Mapped::open(path, "a safetensors or PyTorch file")?);
+    if torch::is_torch(file.bytes()) {
+        return torch::read(path, &file);
+    }
+    let header = header::parse(file.bytes()).map_err(|fact| Error::new(Kind::Format, path.display().to_string(), fact))?;
+    let view = |t: header::Tensor| (t.name.clone(), View::contiguous(&file, &t.name, t.dtype, t.shape, t.bytes.start));
+    Ok(Contents { tensors: header.tensors.into_iter().map(view).collect(), metadata: header.metadata.into_iter().collect(), skipped: Vec::new() })
 }
 
 /// Every tensor of a file as f32, in PyTorch's axis order.
@@ -162,105 +255,11 @@ pub fn read_all(path: &Path) -> Result<BTreeMap<String, Array>> {
     store.names().map(|name| Ok((name.to_string(), store.array(name)?))).collect()
 }
 
-/// The checkpoint file of a folder.
-fn in_folder(folder: &Path) -> Result<PathBuf> {
-    for name in FILE_NAMES {
-        for path in [folder.join(name), folder.join(format!("{name}.index.json"))] {
-            if path.is_file() {
-                return Ok(path);
-            }
-        }
-    }
-    let wanted = format!("expected {} or one of them with .index.json", FILE_NAMES.join(", "));
-    Err(Error::new(Kind::Io, folder.display().to_string(), format!("no weights in this folder, {wanted}{}", other_weights(folder))))
-}
-
-/// Files of a folder that hold weights under another name or in another format, for an error.
-fn other_weights(folder: &Path) -> String {
-    let is_like_weights = |name: &String| [".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".msgpack"].iter().any(|end| name.ends_with(end));
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries.map(|entry| shorten(&entry.file_name().to_string_lossy())).filter(is_like_weights).take(4).collect();
-    names.sort();
-    if names.is_empty() { String::new() } else { format!("; it holds {}", names.join(", ")) }
-}
-
-/// Maps a file and checks its header.
-#[allow(unsafe_code)]
-fn map(path: &Path) -> Result<(Mapped, Vec<Tensor>, Vec<(String, String)>)> {
-    let place = path.display().to_string();
-    let file = std::fs::File::open(path).map_err(|e| Error::io(path, &e))?;
-    let meta = file.metadata().map_err(|e| Error::io(path, &e))?;
-    if !meta.is_file() {
-        return Err(Error::new(Kind::Io, place, "not a file, expected safetensors"));
-    }
-    if meta.len() == 0 {
-        return Err(Error::new(Kind::Format, place, "0 bytes, expected a safetensors file"));
-    }
-    // SAFETY: the map is read-only and private to the returned value. What Rust can't rule out is another process that
-    // writes to or truncates the file while it is mapped; like every reader of mapped weights we require that nobody does.
-    let bytes = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, &e))?;
-    let header = header::parse(&bytes).map_err(|fact| Error::new(Kind::Format, place, fact))?;
-    Ok((Mapped { path: path.to_path_buf(), bytes }, header.tensors, header.metadata))
-}
-
-/// The `weight_map` of an index: tensor name to file name.
-fn weight_map(index: &Path) -> Result<BTreeMap<String, String>> {
-    let place = index.display().to_string();
-    let bad = |fact: String| Error::new(Kind::Format, place.clone(), fact);
-    let size = std::fs::metadata(index).map_err(|e| Error::io(index, &e))?.len();
-    if size > MAX_INDEX_BYTES {
-        return Err(bad(format!("{size} bytes, expected an index of at most {MAX_INDEX_BYTES}")));
-    }
-    let text = std::fs::read_to_string(index).map_err(|e| Error::io(index, &e))?;
-    let Object(pairs) = serde_json::from_str(&text).map_err(|e| bad(format!("not an index of safetensors files: {e}")))?;
-    let map = pairs.into_iter().find(|(name, _)| name == "weight_map").map(|(_, value)| value);
-    let map = map.as_ref().and_then(|v| v.as_object()).ok_or_else(|| bad("no `weight_map`, expected an object of tensor and file names".to_string()))?;
-    let mut out = BTreeMap::new();
-    for (name, file) in map {
-        // A file beside the index: a path could lead anywhere.
-        let plain = |f: &&str| f.ends_with(".safetensors") && !f.contains(['/', '\\', ':', '\0']);
-        let file = file
-            .as_str()
-            .filter(plain)
-            .ok_or_else(|| bad(format!("weight_map: `{}` is in {}, expected a .safetensors file name", shorten(name), shorten(&file.to_string()))))?;
-        out.insert(name.clone(), file.to_string());
-    }
-    Ok(out)
-}
-
-fn each<const N: usize, T>(bytes: &[u8], f: impl Fn([u8; N]) -> T) -> Vec<T> {
-    bytes.as_chunks::<N>().0.iter().map(|b| f(*b)).collect()
-}
-
-/// Little-endian floats as f32; f64 is rounded.
-fn floats(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
-    Some(match dtype {
-        Dtype::F32 => each(bytes, f32::from_le_bytes),
-        Dtype::F16 => each(bytes, |b| f16::from_le_bytes(b).to_f32()),
-        Dtype::BF16 => each(bytes, |b| bf16::from_le_bytes(b).to_f32()),
-        Dtype::F64 => each(bytes, |b| f64::from_le_bytes(b) as f32),
-        _ => return None,
-    })
-}
-
-/// Little-endian integers; None for other types and where a u64 is too large.
-fn integers(dtype: Dtype, bytes: &[u8]) -> Option<Vec<i64>> {
-    Some(match dtype {
-        Dtype::I64 => each(bytes, i64::from_le_bytes),
-        Dtype::I32 => each(bytes, |b| i32::from_le_bytes(b).into()),
-        Dtype::I16 => each(bytes, |b| i16::from_le_bytes(b).into()),
-        Dtype::I8 => each(bytes, |b| i8::from_le_bytes(b).into()),
-        Dtype::U8 | Dtype::BOOL => each(bytes, |[b]| b.into()),
-        Dtype::U16 => each(bytes, |b| u16::from_le_bytes(b).into()),
-        Dtype::U32 => each(bytes, |b| u32::from_le_bytes(b).into()),
-        Dtype::U64 => each(bytes, |b| i64::try_from(u64::from_le_bytes(b)).ok()).into_iter().collect::<Option<_>>()?,
-        _ => return None,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use half::{bf16, f16};
+
     use crate::weights::Writer;
 
     fn folder() -> tempfile::TempDir {
@@ -325,8 +324,8 @@ mod tests {
         let rows = [
             (r#"{"a":"model-1.safetensors","b":"model-1.safetensors"}"#, "`b` is not in model-1"),
             (r#"{"a":"model-2.safetensors"}"#, "`b` is not listed"),
-            (r#"{"a":"../model-1.safetensors"}"#, "expected a .safetensors file name"),
-            (r#"{"a":7}"#, "expected a .safetensors file name"),
+            (r#"{"a":"../model-1.safetensors"}"#, "expected the name of a .safetensors or .bin file"),
+            (r#"{"a":7}"#, "expected the name of a .safetensors or .bin file"),
             (r#"[]"#, "no `weight_map`"),
         ];
         for (map, want) in rows {
@@ -341,9 +340,11 @@ mod tests {
         let dir = folder();
         let error = Store::open(dir.path()).unwrap_err().to_string();
         assert!(error.contains("no weights in this folder, expected diffusion_pytorch_model.safetensors"), "{error}");
-        std::fs::write(dir.path().join("pytorch_model.bin"), b"PK").unwrap();
+        std::fs::write(dir.path().join("weights.onnx"), b"").unwrap();
         let error = Store::open(dir.path()).unwrap_err().to_string();
-        assert!(error.ends_with(".index.json; it holds pytorch_model.bin"), "{error}");
+        assert!(error.ends_with(".index.json; it holds weights.onnx"), "{error}");
+        std::fs::write(dir.path().join("pytorch_model.bin"), b"PK").unwrap();
+        assert!(Store::open(dir.path()).unwrap_err().to_string().contains("pytorch_model.bin: zip: no directory"));
         let path = dir.path().join("model.safetensors");
         std::fs::write(&path, b"").unwrap();
         assert!(Store::open(dir.path()).unwrap_err().to_string().contains("0 bytes"));

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 
 import torch
-from diffusers import DDIMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, UNet2DConditionModel, UNet2DModel
 
 from golden import taesd, unet
 from golden.files import Json, Tensors, normal, smooth_image
@@ -18,10 +18,17 @@ F = torch.nn.functional
 @dataclass
 class Model:
     index: dict
-    unet: UNet2DModel
+    unet: torch.nn.Module
     scheduler: DDIMScheduler
     encoder: torch.nn.Module
     decoder: torch.nn.Module
+    # [classes + 1, L, D], the null class last; None: the UNet takes labels alone.
+    class_tokens: torch.Tensor | None = None
+
+    def conditions(self, labels):
+        """What the UNet takes for class labels."""
+        given = {} if self.class_tokens is None else {"encoder_hidden_states": self.class_tokens[labels]}
+        return given if self.unet.config.num_class_embeds is None else given | {"class_labels": labels}
 
 
 @dataclass
@@ -49,9 +56,10 @@ def load(directory):
 
 def guided(model, x, hole, masked, t, job):
     """eps(null) and eps(class)."""
-    inputs = torch.cat([x, hole, masked], dim=1)
+    parts = {"latents": x, "hole": hole, "masked_image_latents": masked}
+    inputs = torch.cat([parts[part] for part in model.index["unet_input"]], dim=1)
     null = torch.full_like(job.class_labels, model.index["null_class"])
-    return (model.unet(inputs, t, class_labels=labels).sample for labels in (null, job.class_labels))
+    return (model.unet(inputs, t, **model.conditions(labels)).sample for labels in (null, job.class_labels))
 
 
 @torch.no_grad()
@@ -89,33 +97,55 @@ def inpaint(model, job):
 CLASSES = ["bcc", "df", "vasc"]
 
 
+LATENT, SIZE = 4, 32
+UNET_INPUT = ["latents", "hole", "masked_image_latents"]
+
+
 def tiny(name):
     """A model directory of a few thousand weights, complete as a real one."""
-    latent, size = 4, 32
     net, unet_files = unet.build(
-        f"{name}/unet", sample_size=size // 8, in_channels=2 * latent + 1, out_channels=latent, block_out_channels=(4, 8), norm_num_groups=4,
+        f"{name}/unet", sample_size=SIZE // 8, in_channels=2 * LATENT + 1, out_channels=LATENT, block_out_channels=(4, 8), norm_num_groups=4,
         down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"), layers_per_block=1,
         attention_head_dim=4, num_class_embeds=len(CLASSES) + 1,
     )
-    parts, vae_files = taesd.build(f"{name}/vae", 8, latent, True)
+    return assemble(name, net, unet_files)
+
+
+def tiny_with_tokens(name, unet_input, classes=None, **index):
+    """The same around a UNet2DConditionModel whose classes are tokens, and labels as well where it has embeddings for them."""
+    channels = sum(1 if part == "hole" else LATENT for part in unet_input)
+    net, unet_files = unet.build(
+        f"{name}/unet", UNet2DConditionModel, sample_size=SIZE // 8, in_channels=channels, out_channels=LATENT, block_out_channels=(4, 8),
+        norm_num_groups=4, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1, attention_head_dim=2, cross_attention_dim=6, num_class_embeds=classes,
+    )
+    tokens = normal((name, "class_tokens"), (len(CLASSES) + 1, 3, 6))
+    model, files = assemble(name, net, unet_files, unet_input=unet_input, class_tokens="class_tokens.safetensors", **index)
+    model.class_tokens = tokens
+    return model, files | {"class_tokens.safetensors": Tensors({"class_tokens": tokens})}
+
+
+def assemble(name, net, unet_files, **settings):
+    """The model directory around a UNet."""
+    parts, vae_files = taesd.build(f"{name}/vae", 8, LATENT, True)
     # A short noise range: random weights do not denoise, and a long one would let the latents grow.
     scheduler = DDIMScheduler(beta_start=0.0002, beta_end=0.004, beta_schedule="linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     index = {
         "_class_name": "ClassConditionalInpaint",
-        "unet": ["diffusers", "UNet2DModel"],
+        "unet": ["diffusers", type(net).__name__],
         "scheduler": ["diffusers", "DDIMScheduler"],
         "vae": ["taesd", "TAESD"],
-        "image_size": size,
+        "image_size": SIZE,
         "scaling_factor": 0.75,
         "class_names": CLASSES,
         "null_class": len(CLASSES),
-        "unet_input": ["latents", "hole", "masked_image_latents"],
+        "unet_input": UNET_INPUT,
         "hole_to_latent": "max_pool",
         "hole_pixels": "latent_cell",
         "masked_fill": 0.5,
         "dilate_px": 1,
         "reimpose_known": True,
-    }
+    } | settings
     files = {"model_index.json": Json(index), "scheduler/scheduler_config.json": Json(json.loads(scheduler.to_json_string()))}
     files |= {f"unet/{path}": file for path, file in unet_files.items()} | {f"vae/{path}": file for path, file in vae_files.items()}
     return Model(index, net, scheduler, parts["encoder"], parts["decoder"]), files
@@ -131,16 +161,33 @@ def tiny_job(name, steps, guidance, eta, strength):
     return Job(image, mask, normal((name, "noise"), latent), torch.tensor([2, 0]), steps, guidance, eta, strength, noises)
 
 
-def inpaint_tiny():
-    name = "inpaint-tiny"
-    model, files = tiny(name)
-    for file, steps, guidance, eta, strength in (("io", 6, 2.5, 0.5, 1.0), ("io-strength", 10, 1.5, 0.0, 0.6)):
+def trajectories(name, model, files, walks):
+    """The files of models/<name>: the model's directory, and a trajectory for each of `walks`."""
+    for file, steps, guidance, eta, strength in walks:
         job = tiny_job(f"{name}/{file}", steps, guidance, eta, strength)
         mask, dilate_px = job.hole, model.index["dilate_px"]
         job.hole = F.max_pool2d(mask, 2 * dilate_px + 1, stride=1, padding=dilate_px)
         settings = {"steps": str(steps), "guidance": str(guidance), "eta": str(eta), "strength": str(strength)}
         files[f"{file}.safetensors"] = Tensors({"mask": mask, **inpaint(model, job)}, settings)
     return {f"models/{name}/{path}": file for path, file in files.items()}
+
+
+def inpaint_tiny():
+    name = "inpaint-tiny"
+    return trajectories(name, *tiny(name), (("io", 6, 2.5, 0.5, 1.0), ("io-strength", 10, 1.5, 0.0, 0.6)))
+
+
+def inpaint_tokens():
+    """Nine channels, each class three tokens."""
+    name = "inpaint-tokens"
+    return trajectories(name, *tiny_with_tokens(name, UNET_INPUT, reimpose_known=False), (("io", 4, 2.5, 0.5, 1.0),))
+
+
+def inpaint_known():
+    """Four channels: the UNet sees no mask, what is known is noised again after each step. Classes are tokens and labels."""
+    name = "inpaint-known"
+    model, files = tiny_with_tokens(name, ["latents"], classes=len(CLASSES) + 1)
+    return trajectories(name, model, files, (("io", 4, 2.5, 0.0, 0.8),))
 
 
 def prove(reference):
@@ -160,4 +207,4 @@ def prove(reference):
         yield path.name, {key: float((ours[key] - value).abs().max() / value.double().pow(2).mean().sqrt()) for key, value in told.items()}
 
 
-FIXTURES = {"models/inpaint-tiny": inpaint_tiny}
+FIXTURES = {"models/inpaint-tiny": inpaint_tiny, "models/inpaint-tokens": inpaint_tokens, "models/inpaint-known": inpaint_known}

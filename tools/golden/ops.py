@@ -122,6 +122,18 @@ def attention():
         q, k, v = (x.unflatten(2, (heads, dim)).transpose(1, 2) for x in inputs.values())
         y = torch.softmax(q @ k.transpose(2, 3) / math.sqrt(dim), dim=3) @ v
         yield case, inputs, y.transpose(1, 2).flatten(2)
+    for case, batch, queries, keys, heads, dim, (rows, bias_heads) in (
+        ("bias_of_windows", 4, 9, 9, 2, 4, (2, 2)),
+        ("bias_of_all_heads", 2, 5, 7, 3, 5, (1, 1)),
+        ("causal", 2, 13, 13, 2, 8, (1, 1)),
+    ):
+        width = heads * dim
+        inputs = fill("attention", case, q=(batch, queries, width), k=(batch, keys, width), v=(batch, keys, width), bias=(rows, bias_heads, queries, keys))
+        if case == "causal":
+            inputs["bias"] = torch.full((1, 1, queries, keys), -1e30).triu(1).double()
+        q, k, v = (inputs[name].unflatten(2, (heads, dim)).transpose(1, 2) for name in "qkv")
+        y = torch.softmax(q @ k.transpose(2, 3) / math.sqrt(dim) + inputs["bias"].repeat(batch // rows, 1, 1, 1), dim=3) @ v
+        yield case, inputs, y.transpose(1, 2).flatten(2)
 
 
 def channels_last(x):
@@ -307,6 +319,15 @@ def modulate():
         yield case, inputs, F.silu(y) if silu else y
 
 
+def nearest_row():
+    for case, shape, table in (("images", (2, 3, 5, 7), (45, 3)), ("vectors", (31, 4), (64, 4)), ("one_row", (9, 5), (1, 5)), ("one_channel", (3, 1, 4, 5), (17, 1))):
+        inputs = fill("nearest_row", case, x=shape, table=table)
+        x = channels_last(inputs["x"]) if len(shape) == 4 else inputs["x"]
+        nearest = torch.cdist(x.reshape(-1, table[1]), inputs["table"]).argmin(dim=1)
+        y = inputs["table"][nearest].reshape(x.shape)
+        yield case, inputs, channels_first(y) if len(shape) == 4 else y
+
+
 def pool2d():
     for case, x, mode, kernel, stride, padding, count_padding in (
         ("max", (2, 5, 9, 8), "max", (3, 3), (2, 2), (1, 1, 1, 1), False),
@@ -488,6 +509,24 @@ def repeat():
         yield case, {"x": x}, x.repeat(times, *[1] * (x.ndim - 1))
 
 
+def resize_bilinear():
+    for case, shape, size, align_corners in (
+        ("eight_times", (1, 2, 3, 4), (24, 32), False),
+        ("odd_ratio", (2, 3, 5, 7), (13, 11), False),
+        ("smaller", (1, 3, 13, 9), (5, 4), False),
+        ("same", (2, 3, 4, 5), (4, 5), False),
+        ("of_one_pixel", (2, 7, 1, 1), (6, 9), False),
+        ("to_one_pixel", (1, 3, 6, 9), (1, 1), False),
+        ("one_axis", (1, 2, 6, 5), (6, 17), False),
+        ("corners", (2, 3, 5, 7), (13, 11), True),
+        ("corners_smaller", (1, 3, 13, 9), (5, 4), True),
+        ("corners_to_one_pixel", (1, 3, 6, 9), (1, 1), True),
+        ("corners_of_one_pixel", (2, 7, 1, 1), (6, 9), True),
+    ):
+        x = normal(("resize_bilinear", case, "x"), shape)
+        yield case, {"x": x}, F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
+
+
 OPS = (
     activation,
     attention,
@@ -505,10 +544,12 @@ OPS = (
     layer_norm,
     matmul,
     modulate,
+    nearest_row,
     permute,
     pool2d,
     reduce,
     repeat,
+    resize_bilinear,
     slice,
     softmax,
     tensor_to_image,

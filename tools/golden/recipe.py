@@ -6,11 +6,13 @@ tests/models.rs makes the same tensors, writes the checkpoint, recognises and lo
 compares. A folder of tests/golden/models holds
 
     config.json                     as the ecosystem's own tools write it; may be absent
-    weights.json                    {"file": ..., "tensors": [[name, shape, scale, shift], ...]}
+    weights.json                    {"file": ..., "tensors": [[name, shape, scale, shift, name of the values, "transposed"], ...]}
+                                    rows of one name are one tensor, joined along its first axis
     <component>.safetensors         in/<port>, out/<output> whole, tap/<module> SAMPLES values of each module's result, shape/<module>
 """
 
 import re
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -88,13 +90,41 @@ def to_depth(depth):
     return lambda path, _module: path != "" and path.count(".") < depth
 
 
-def fixture(name, model, config, file, components, tapped=None, rename=None, gains=(), prepare=None, extra=None):
+@dataclass
+class Stored:
+    """How a file holds a tensor of the model."""
+
+    name: str
+    # There, where it has more axes of length 1.
+    shape: tuple | None = None
+    # Among the tensors of the model that are joined in this one.
+    part: int = 0
+    transposed: bool = False
+
+
+def stored(table, rename):
+    """The table of the file. The hash goes by the model's own name: a row says it behind the file's."""
+    rows = []
+    for row in table:
+        held = rename(row[0])
+        if held is None:
+            continue
+        held = Stored(held) if isinstance(held, str) else held
+        rows.append((held.name, held.part, [held.name, list(held.shape or row[1]), *row[2:], row[0], *(["transposed"] if held.transposed else [])]))
+    first = {}
+    for index, (name, _, _) in enumerate(rows):
+        first.setdefault(name, index)
+    return [row for _, _, row in sorted(rows, key=lambda row: (first[row[0]], row[1]))]
+
+
+def fixture(name, model, config, file, components, tapped=None, rename=None, gains=(), prepare=None, extra=None, more=(), tap_name=None):
     """The files of models/<name>.
 
     config: the value of config.json, or None. file: name of the weights file that the test writes.
     components: {component: (inputs by port, call)} where call(model, **inputs) gives a dict of outputs.
     tapped: regular expression of module paths; by default all down to a depth of three. rename: name in the file of a
-    name in the model (None leaves a tensor out); the values follow the name in the model... of the file.
+    name in the model, or how it is `Stored` (None leaves a tensor out). more: rows of the file that the model has not.
+    tap_name: the path of a module as taps are called; None leaves it out.
     gains: (pattern, scale, shift) that go before the rules of `spread`. prepare: called with the model after its weights
     were set. extra: other files, {path: Json or Tensors}.
     """
@@ -104,9 +134,8 @@ def fixture(name, model, config, file, components, tapped=None, rename=None, gai
         prepare(model)
     model = model.double().eval()
     if rename:
-        # The hash goes by the model's own name: the table says it where the file's differs.
-        table = [[rename(row[0]), *row[1:], row[0]] for row in table if rename(row[0]) is not None]
-    files = {"weights.json": Table({"file": file, "tensors": table})}
+        table = stored(table, rename)
+    files = {"weights.json": Table({"file": file, "tensors": [*table, *more]})}
     if config is not None:
         files["config.json"] = Json(config)
     for path, value in (extra or {}).items():
@@ -119,6 +148,9 @@ def fixture(name, model, config, file, components, tapped=None, rename=None, gai
         tensors = {f"in/{key}": value.int() if value.dtype == torch.int64 else value for key, value in inputs.items()}
         tensors |= {f"out/{key}": value for key, value in result.items()}
         for path, value in taps.items():
+            path = tap_name(path) if tap_name else path
+            if path is None:
+                continue
             if torch.is_tensor(value) and value.is_floating_point() and value.numel():
                 tensors[f"tap/{path}"] = sampled(value)
                 tensors[f"shape/{path}"] = torch.tensor(list(value.shape), dtype=torch.int32)

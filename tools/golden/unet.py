@@ -40,9 +40,9 @@ def randomise(name, model):
     return model.eval()
 
 
-def build(name, **config):
+def build(name, architecture=UNet2DModel, **config):
     """A model with random weights, and the files of its directory."""
-    model = randomise(name, UNet2DModel(**config))
+    model = randomise(name, architecture(**config))
     files = {
         "config.json": Json(json.loads(model.to_json_string())),
         "diffusion_pytorch_model.safetensors": Tensors(dict(model.state_dict())),

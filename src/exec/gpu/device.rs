@@ -8,6 +8,9 @@ use crate::exec::gpu::adapter::{self, AdapterKind, AdapterSummary};
 use crate::exec::gpu::pipeline::{Kernel, KernelKey};
 use crate::plan::{Limits, Weight};
 
+/// Bytes of weights that may wait for their copy to the device: the driver holds them a second time until then.
+const WAITING_BYTES: u64 = 256 << 20;
+
 /// A device; sessions share it.
 pub struct Gpu {
     pub(super) device: wgpu::Device,
@@ -16,6 +19,7 @@ pub struct Gpu {
     pub(super) timestamp_period_ns: Option<f32>,
     pub(super) kernels: Mutex<HashMap<KernelKey, Arc<Kernel>>>,
     weights: Mutex<HashMap<usize, (Weak<Array>, wgpu::Buffer)>>,
+    waiting_bytes: Mutex<u64>,
     failure: Arc<Mutex<Option<String>>>,
 }
 
@@ -45,7 +49,16 @@ impl Gpu {
             }
         });
         let timestamp_period_ns = summary.timestamps.then(|| queue.get_timestamp_period());
-        Ok(Arc::new(Gpu { device, queue, summary, timestamp_period_ns, kernels: Mutex::default(), weights: Mutex::default(), failure }))
+        Ok(Arc::new(Gpu {
+            device,
+            queue,
+            summary,
+            timestamp_period_ns,
+            kernels: Mutex::default(),
+            weights: Mutex::default(),
+            waiting_bytes: Mutex::default(),
+            failure,
+        }))
     }
 
     pub fn summary(&self) -> &AdapterSummary {
@@ -92,7 +105,20 @@ impl Gpu {
         let buffer = self.buffer(&weight.name, weight.array.shape.bytes())?;
         self.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&weight.array.data));
         weights.insert(key, (Arc::downgrade(&weight.array), buffer.clone()));
+        self.copied(weight.array.shape.bytes())?;
         Ok(buffer)
+    }
+
+    /// Counts `bytes` that wait for their copy, and has the copies made when there are many.
+    fn copied(&self, bytes: u64) -> Result<()> {
+        let mut waiting = lock(&self.waiting_bytes);
+        *waiting += bytes;
+        if *waiting < WAITING_BYTES {
+            return Ok(());
+        }
+        *waiting = 0;
+        self.queue.submit([]);
+        self.wait()
     }
 
     /// Waits until everything submitted has run, and reports what the driver complained of.
