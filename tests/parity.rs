@@ -81,18 +81,28 @@ fn write_checkpoint(folder: &Path, to: &Path) -> PathBuf {
             None => tensors.push((name, shape, values)),
         }
     }
+    let raw: Vec<u8> = tensors.iter().flat_map(|tensor| tensor.2.iter().flat_map(|v| v.to_le_bytes())).collect();
     for (name, shape, values) in tensors {
         writer.f32(&name, &shape, values).unwrap();
     }
     let file = to.join(recipe["file"].as_str().unwrap());
-    writer.write(&file).unwrap();
+    let graph = folder.join("model.onnx");
+    match graph.is_file() {
+        false => writer.write(&file).unwrap(),
+        // Values of a graph beside it, one after the other.
+        true => std::fs::write(&file, raw).unwrap(),
+    }
     for entry in std::fs::read_dir(folder).unwrap().flatten() {
         let name = entry.file_name();
         if name != "weights.json" && !name.to_string_lossy().ends_with(".safetensors") {
             std::fs::copy(entry.path(), to.join(name)).unwrap();
         }
     }
-    if to.join("config.json").is_file() { to.to_path_buf() } else { file }
+    match to.join("config.json").is_file() {
+        true => to.to_path_buf(),
+        false if graph.is_file() => to.join("model.onnx"),
+        false => file,
+    }
 }
 
 /// A tape of one forward, the values of its inputs, and its outputs.

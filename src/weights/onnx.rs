@@ -5,13 +5,21 @@
 //! Source: onnx/onnx.proto of the ONNX standard.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::base::{Error, Kind, Result};
 use crate::weights::json::shorten;
-use crate::weights::onnx_tensor::{Files, OnnxTensor, OnnxType, map};
+use crate::weights::mapped::Mapped;
+use crate::weights::onnx_tensor::{Files, OnnxTensor, OnnxType};
 use crate::weights::protobuf::{Field, Message};
+
+/// Opsets of the standard's operators that are read.
+pub const OPSETS: RangeInclusive<i64> = 9..=21;
+
+/// Nodes of a graph: a vision model has some thousands.
+const MAX_NODES: usize = 1 << 14;
 
 /// The value of a node's attribute.
 #[derive(Clone, Debug)]
@@ -77,9 +85,9 @@ impl OnnxGraph {
     /// tensors, local functions, names that stand there twice.
     pub fn open(path: &Path) -> Result<OnnxGraph> {
         let place = path.display().to_string();
-        let map = Arc::new(map(path)?);
+        let map = Arc::new(Mapped::open(path, "an ONNX file")?);
         let mut files = Files { path, map: map.clone(), beside: Vec::new() };
-        Self::parse(&map, &mut files, &place).map_err(|fact| Error::new(Kind::Format, place.clone(), fact))
+        Self::parse(map.bytes(), &mut files, &place).map_err(|fact| Error::new(Kind::Format, place.clone(), fact))
     }
 
     fn parse(bytes: &[u8], files: &mut Files, place: &str) -> std::result::Result<OnnxGraph, String> {
@@ -106,6 +114,9 @@ impl OnnxGraph {
             return Err("not an ONNX file: no graph or no IR version".to_string());
         };
         let opset = opset.ok_or("no opset of the standard's operators, expected one")?;
+        if !OPSETS.contains(&opset) {
+            return Err(format!("opset {opset}, expected {} to {}", OPSETS.start(), OPSETS.end()));
+        }
         let producer = format!("{} {}", producer.trim(), version.trim()).trim().to_string();
         let mut read = OnnxGraph {
             place: place.to_string(),
@@ -130,8 +141,10 @@ impl OnnxGraph {
                     if node.operator == "Constant" && is_standard(&node.domain) {
                         let (name, tensor) = constant(node)?;
                         self.add_tensor(name, tensor)?;
-                    } else {
+                    } else if self.nodes.len() < MAX_NODES {
                         self.nodes.push(node);
+                    } else {
+                        return Err(format!("more than {MAX_NODES} nodes, expected fewer"));
                     }
                 }
                 5 => {

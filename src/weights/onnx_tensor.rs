@@ -5,9 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use memmap2::Mmap;
-
-use crate::base::{Error, Kind, Result};
+use crate::weights::mapped::Mapped;
 use crate::weights::protobuf::Message;
 
 /// An element type; strings, complex numbers and packed small types are refused.
@@ -67,7 +65,7 @@ impl OnnxType {
 #[derive(Clone, Debug)]
 enum Content {
     /// Little-endian, in a mapped file.
-    Mapped(Arc<Mmap>, Range<usize>),
+    Mapped(Arc<Mapped>, Range<usize>),
     Floats(Vec<f32>),
     Integers(Vec<i64>),
 }
@@ -136,28 +134,13 @@ fn entry(bytes: &[u8]) -> std::result::Result<(&str, &str), String> {
 /// The mapped file of a model, and those beside it that hold its larger tensors.
 pub(super) struct Files<'a> {
     pub path: &'a Path,
-    pub map: Arc<Mmap>,
-    pub beside: Vec<(String, Arc<Mmap>)>,
-}
-
-/// Maps a file.
-#[allow(unsafe_code)]
-pub(super) fn map(path: &Path) -> Result<Mmap> {
-    let file = std::fs::File::open(path).map_err(|e| Error::io(path, &e))?;
-    let meta = file.metadata().map_err(|e| Error::io(path, &e))?;
-    if !meta.is_file() {
-        return Err(Error::new(Kind::Io, path.display().to_string(), "not a file, expected ONNX"));
-    }
-    if meta.len() == 0 {
-        return Err(Error::new(Kind::Format, path.display().to_string(), "0 bytes, expected an ONNX file"));
-    }
-    // SAFETY: read-only and private. As for every mapped weights file, we require that nobody writes to it meanwhile.
-    unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, &e))
+    pub map: Arc<Mapped>,
+    pub beside: Vec<(String, Arc<Mapped>)>,
 }
 
 impl Files<'_> {
     /// The file `location` beside the model.
-    fn beside(&mut self, location: &str) -> std::result::Result<Arc<Mmap>, String> {
+    fn beside(&mut self, location: &str) -> std::result::Result<Arc<Mapped>, String> {
         let is_plain = !location.is_empty() && !location.contains(['/', '\\', ':', '\0']) && location != "." && location != "..";
         if !is_plain {
             return Err(format!("its values are in `{}`, expected the name of a file beside the model", super::json::shorten(location)));
@@ -165,15 +148,15 @@ impl Files<'_> {
         if let Some((_, map)) = self.beside.iter().find(|(name, _)| name == location) {
             return Ok(map.clone());
         }
-        let map = Arc::new(map(&self.path.with_file_name(location)).map_err(|e| e.to_string())?);
+        let map = Arc::new(Mapped::open(&self.path.with_file_name(location), "the values of tensors").map_err(|e| e.to_string())?);
         self.beside.push((location.to_string(), map.clone()));
         Ok(map)
     }
 
     /// Map and range of a tensor's raw values; None where they are in typed lists.
-    fn raw(&mut self, told: &Told) -> std::result::Result<Option<(Arc<Mmap>, Range<usize>)>, String> {
+    fn raw(&mut self, told: &Told) -> std::result::Result<Option<(Arc<Mapped>, Range<usize>)>, String> {
         if !told.is_external {
-            let start = |raw: &[u8]| raw.as_ptr() as usize - self.map.as_ptr() as usize;
+            let start = |raw: &[u8]| raw.as_ptr() as usize - self.map.bytes().as_ptr() as usize;
             return Ok(told.raw.map(|raw| (self.map.clone(), start(raw)..start(raw) + raw.len())));
         }
         let map = self.beside(told.external("location").unwrap_or_default())?;
@@ -182,10 +165,10 @@ impl Files<'_> {
             None => Ok(default),
         };
         let offset = number("offset", 0)?;
-        let length = number("length", map.len().saturating_sub(offset))?;
+        let length = number("length", map.bytes().len().saturating_sub(offset))?;
         match offset.checked_add(length) {
-            Some(end) if end <= map.len() => Ok(Some((map, offset..end))),
-            _ => Err(format!("its values are {length} bytes from {offset} on of a file of {}", map.len())),
+            Some(end) if end <= map.bytes().len() => Ok(Some((map, offset..end))),
+            _ => Err(format!("its values are {length} bytes from {offset} on of a file of {}", map.bytes().len())),
         }
     }
 }
@@ -244,7 +227,7 @@ impl OnnxTensor {
         let bytes = match &self.content {
             Content::Floats(values) => return Some(values.clone()),
             Content::Integers(_) => return None,
-            Content::Mapped(map, range) => &map[range.clone()],
+            Content::Mapped(map, range) => &map.bytes()[range.clone()],
         };
         Some(match self.kind {
             OnnxType::F32 => each(bytes, f32::from_le_bytes),
@@ -260,7 +243,7 @@ impl OnnxTensor {
         let bytes = match &self.content {
             Content::Integers(values) => return Some(values.clone()),
             Content::Floats(_) => return None,
-            Content::Mapped(map, range) => &map[range.clone()],
+            Content::Mapped(map, range) => &map.bytes()[range.clone()],
         };
         Some(match self.kind {
             OnnxType::I64 => each(bytes, i64::from_le_bytes),

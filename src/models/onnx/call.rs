@@ -1,6 +1,6 @@
 //! One call of an operator while the graph is recorded: its inputs, its attributes, and the weights it makes.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
 use super::value::{Constant, Held, Value, fault};
@@ -9,7 +9,10 @@ use crate::plan::{Tape, Tensor, Weight};
 use crate::weights::{OnnxAttribute, OnnxNode};
 
 /// Values of a constant that the recording makes, at most: shapes are small, masks and position tables moderate.
-pub(super) const MAX_MADE: usize = 1 << 24;
+pub(super) const MAX_MADE: usize = 1 << 22;
+
+/// Values of a tensor of the tape, at most: four GiB.
+pub(super) const MAX_VALUES: usize = 1 << 30;
 
 /// The file's tensors in the forms in which steps bind them. Kept by the model: recordings share them.
 #[derive(Default)]
@@ -21,6 +24,8 @@ pub(super) struct Call<'a> {
     pub(super) opset: i64,
     pub(super) inputs: Vec<Option<Value>>,
     pub(super) weights: &'a Weights,
+    /// Numbers that the recording may still make.
+    pub(super) budget: &'a Cell<usize>,
 }
 
 impl Call<'_> {
@@ -67,9 +72,21 @@ impl Call<'_> {
         Ok(Held::plain(self.t, tensor))
     }
 
+    /// Known floats as a tensor with its axes in `order`, which may have more of them: new ones of one come first.
+    pub(super) fn promoted_in(&mut self, constant: &Constant, order: &[usize]) -> Result<Held> {
+        if !constant.is_float() {
+            return Err(fault("integers where floats are computed with, expected floats"));
+        }
+        let dims = [vec![1; order.len() - constant.dims.len()], constant.dims.clone()].concat();
+        let form = if order.is_sorted() && dims == constant.dims { "plain".to_string() } else { format!("in the order {order:?}") };
+        let tensor = self.weight(constant, &form, |array| Ok(Array::new(&dims, array.data)?.permute(order)))?;
+        Ok(Held::of(self.t, tensor, order))
+    }
+
     /// The weight that `make` makes of the constant. A tensor of the file has each `form` once.
     pub(super) fn weight(&mut self, constant: &Constant, form: &str, make: impl FnOnce(Array) -> Result<Array>) -> Result<Tensor> {
         let Some(name) = constant.name() else {
+            spend(self.budget, constant.numel())?;
             let weight = Weight::new(&self.node.name, make(constant.array()?)?);
             return Ok(self.t.weight(&weight));
         };
@@ -78,6 +95,7 @@ impl Call<'_> {
         let weight = match known {
             Some(weight) => weight,
             None => {
+                spend(self.budget, constant.numel())?;
                 let weight = Weight::new(name, make(constant.array()?)?);
                 self.weights.0.borrow_mut().insert(key, weight.clone());
                 weight
@@ -88,6 +106,7 @@ impl Call<'_> {
 
     /// A vector that is no tensor of the file.
     pub(super) fn made(&mut self, dims: &[usize], values: Vec<f32>) -> Result<Tensor> {
+        spend(self.budget, values.len())?;
         let weight = Weight::new(&self.node.name, Array::new(dims, values)?);
         Ok(self.t.weight(&weight))
     }
@@ -156,6 +175,17 @@ impl Call<'_> {
         sizes.filter(|sizes| sizes.len() == count).ok_or_else(|| self.refused(name, list(&values), &format!("{count} numbers from 0 to 65536")))
     }
 
+    /// One size of 1 to 65,536, which must be told.
+    pub(super) fn size(&self, name: &str) -> Result<usize> {
+        let told = self.integer(name, 0)?;
+        usize::try_from(told).ok().filter(|v| (1..=65_536).contains(v)).ok_or_else(|| self.refused(name, told, "1 to 65536"))
+    }
+
+    /// The groups of a convolution.
+    pub(super) fn groups(&self) -> Result<usize> {
+        if self.has("group") { self.size("group") } else { Ok(1) }
+    }
+
     /// An attribute's value that can't be had.
     pub(super) fn refused(&self, name: &str, value: impl std::fmt::Display, expected: &str) -> Error {
         fault(format!("attribute {name} is {value}, expected {expected}"))
@@ -168,6 +198,13 @@ impl Call<'_> {
             None => self.integers_at(i, name),
         }
     }
+}
+
+/// Takes `count` numbers from what may still be made.
+pub(super) fn spend(budget: &Cell<usize>, count: usize) -> Result<()> {
+    let left = budget.get().checked_sub(count);
+    budget.set(left.ok_or_else(|| fault("makes more numbers of known ones than a graph of this size may, expected fewer"))?);
+    Ok(())
 }
 
 /// An axis of `rank` axes; negative ones count from the end.
@@ -195,6 +232,12 @@ pub(super) fn short(text: &str) -> String {
 /// Numbers as an error shows them: eight at most.
 pub(super) fn list(values: &[i64]) -> String {
     if values.len() <= 8 { format!("{values:?}") } else { format!("{} numbers from {:?} on", values.len(), &values[..4]) }
+}
+
+/// The product of sizes, at most [`MAX_VALUES`].
+pub(super) fn tape_size(dims: &[usize]) -> Result<usize> {
+    let count = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|&n| n <= MAX_VALUES);
+    count.ok_or_else(|| fault(format!("a tensor of {} axes and more than {MAX_VALUES} values, expected fewer", dims.len())))
 }
 
 /// The product of sizes, at most [`MAX_MADE`].

@@ -145,16 +145,11 @@ pub(super) fn unary(operator: &str, x: &Constant) -> Option<Constant> {
     Some(Constant::of_integers(&x.dims, x.integers()?.iter().map(|&v| f(v)).collect()))
 }
 
-/// Equal, Less, And, Or and their kin: of known numbers alone.
+/// Equal, Less and their kin, of known numbers alone.
 pub(super) fn compare(call: &mut Call) -> Result<Value> {
     let (a, b) = (call.constant(0, "A")?, call.constant(1, "B")?);
     let result = binary(&call.node.operator, &a, &b)?;
     result.map(Value::Constant).ok_or_else(|| fault("these element types are not supported"))
-}
-
-pub(super) fn not(call: &mut Call) -> Result<Value> {
-    let x = call.constant(0, "X")?;
-    unary("Not", &x).map(Value::Constant).ok_or_else(|| fault("X are floats, expected bools"))
 }
 
 /// Mod of known numbers.
@@ -268,4 +263,72 @@ pub(super) fn reduce(operator: &str, x: &Constant, axes: &[usize], keep: bool) -
 /// Indices along an axis of `size`; negative ones count from the end.
 pub(super) fn indices(values: &[i64], size: usize) -> Result<Vec<usize>> {
     values.iter().map(|&v| axis(v, size).map_err(|_| fault(format!("index {v}, expected one of {size} places")))).collect()
+}
+
+/// The numbers as floats, integers (cut towards zero) or bools.
+pub(super) fn cast(x: &Constant, to_float: bool, to_bool: bool) -> Constant {
+    let truth = |v: bool| i64::from(v);
+    match (x.floats(), to_float) {
+        (Some(values), true) => Constant::of_floats(&x.dims, values.to_vec()),
+        (Some(values), false) => Constant::of_integers(&x.dims, values.iter().map(|&v| if to_bool { truth(v != 0.0) } else { v as i64 }).collect()),
+        (None, true) => Constant::of_floats(&x.dims, x.as_floats().to_vec()),
+        (None, false) => {
+            let values = x.integers().unwrap_or_default();
+            Constant::of_integers(&x.dims, values.iter().map(|&v| if to_bool { truth(v != 0) } else { v }).collect())
+        }
+    }
+}
+
+/// Where of known numbers.
+pub(super) fn choose(mask: &Constant, a: &Constant, b: &Constant) -> Result<Constant> {
+    let dims = broadcast(&mask.dims, &a.dims).and_then(|dims| broadcast(&dims, &b.dims));
+    let Some(dims) = dims else {
+        return Err(fault(format!("{:?}, {:?} and {:?} do not broadcast, expected equal sizes or 1", mask.dims, a.dims, b.dims)));
+    };
+    if a.is_float() != b.is_float() {
+        return Err(fault("floats and integers, expected the same element type"));
+    }
+    let (mask, a, b) = (expanded(mask, &dims)?, expanded(a, &dims)?, expanded(b, &dims)?);
+    let mask: Vec<bool> = mask.as_floats().iter().map(|&v| v != 0.0).collect();
+    Ok(match (a.floats(), b.floats()) {
+        (Some(a), Some(b)) => Constant::of_floats(&dims, mask.iter().zip(a.iter().zip(b.iter())).map(|(&m, (&a, &b))| if m { a } else { b }).collect()),
+        _ => {
+            let (a, b) = (a.integers().unwrap_or_default(), b.integers().unwrap_or_default());
+            Constant::of_integers(&dims, mask.iter().zip(a.iter().zip(b.iter())).map(|(&m, (&a, &b))| if m { a } else { b }).collect())
+        }
+    })
+}
+
+/// Places along one axis, in the order of `indices`.
+pub(super) fn picked_along(x: &Constant, axis: usize, indices: &[usize]) -> Result<Constant> {
+    let mut dims = x.dims.clone();
+    dims[axis] = indices.len();
+    made_size(&dims)?;
+    let (outer, inner): (usize, usize) = (x.dims[..axis].iter().product(), x.dims[axis + 1..].iter().product());
+    let from = |o: usize| indices.iter().flat_map(move |&i| (o * x.dims[axis] + i) * inner..(o * x.dims[axis] + i + 1) * inner);
+    Ok(x.picked(&dims, &(0..outer).flat_map(from).collect::<Vec<_>>()))
+}
+
+/// Known numbers one after the other along an axis.
+pub(super) fn joined(parts: &[Constant], axis: usize) -> Result<Constant> {
+    let Some(first) = parts.first() else { return Err(fault("nothing to join, expected one input at least")) };
+    let mut dims = first.dims.clone();
+    dims[axis] = 0;
+    for part in parts {
+        let fits = part.dims.len() == dims.len() && (0..dims.len()).all(|a| a == axis || part.dims[a] == dims[a]) && part.is_float() == first.is_float();
+        if !fits {
+            return Err(fault(format!("{:?} beside {:?} along axis {axis}, expected equal sizes elsewhere and one element type", part.dims, first.dims)));
+        }
+        dims[axis] = dims[axis].saturating_add(part.dims[axis]);
+    }
+    let outer = made_size(&dims[..axis])?;
+    let inner: usize = dims[axis + 1..].iter().product();
+    if first.is_float() {
+        let values: Vec<_> = parts.iter().map(|part| (part.as_floats(), part.dims[axis] * inner)).collect();
+        let data = (0..outer).flat_map(|o| values.iter().flat_map(move |(v, n)| v[o * n..(o + 1) * n].iter().copied())).collect();
+        return Ok(Constant::of_floats(&dims, data));
+    }
+    let values: Vec<_> = parts.iter().map(|part| (part.integers().unwrap_or_default(), part.dims[axis] * inner)).collect();
+    let data = (0..outer).flat_map(|o| values.iter().flat_map(move |(v, n)| v[o * n..(o + 1) * n].iter().copied())).collect();
+    Ok(Constant::of_integers(&dims, data))
 }
