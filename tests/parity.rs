@@ -81,16 +81,17 @@ fn write_checkpoint(folder: &Path, to: &Path) -> PathBuf {
             None => tensors.push((name, shape, values)),
         }
     }
-    let raw: Vec<u8> = tensors.iter().flat_map(|tensor| tensor.2.iter().flat_map(|v| v.to_le_bytes())).collect();
-    for (name, shape, values) in tensors {
-        writer.f32(&name, &shape, values).unwrap();
-    }
     let file = to.join(recipe["file"].as_str().unwrap());
-    let graph = folder.join("model.onnx");
-    match graph.is_file() {
-        false => writer.write(&file).unwrap(),
+    let is_graph = folder.join("model.onnx").is_file();
+    if is_graph {
         // Values of a graph beside it, one after the other.
-        true => std::fs::write(&file, raw).unwrap(),
+        let raw: Vec<u8> = tensors.iter().flat_map(|(_, _, values)| values.iter().flat_map(|v| v.to_le_bytes())).collect();
+        std::fs::write(&file, raw).unwrap();
+    } else {
+        for (name, shape, values) in tensors {
+            writer.f32(&name, &shape, values).unwrap();
+        }
+        writer.write(&file).unwrap();
     }
     for entry in std::fs::read_dir(folder).unwrap().flatten() {
         let name = entry.file_name();
@@ -100,7 +101,7 @@ fn write_checkpoint(folder: &Path, to: &Path) -> PathBuf {
     }
     match to.join("config.json").is_file() {
         true => to.to_path_buf(),
-        false if graph.is_file() => to.join("model.onnx"),
+        false if is_graph => to.join("model.onnx"),
         false => file,
     }
 }

@@ -6,7 +6,6 @@ Node names are the paths of the taps.
 """
 
 import io
-import json
 import warnings
 from dataclasses import dataclass
 
@@ -19,7 +18,8 @@ import torchvision
 from onnx import numpy_helper
 from torch import nn
 
-from golden.files import Tensors, normal
+from golden.files import ROOT, Tensors, normal, smooth_image
+from golden.onnx_operators import X, branches
 from golden.recipe import Table, sampled, values
 
 CLASSES = 5
@@ -59,8 +59,8 @@ class Shapes(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(3, 8, 3, stride=2, padding=1)
-        self.scale = nn.Parameter(torch.zeros(8, 1, 1))
-        self.tokens = nn.Parameter(torch.zeros(1, 2, 8))
+        self.scale = nn.Parameter(values("scale", (8, 1, 1), 0.5, 1.0).float())
+        self.tokens = nn.Parameter(values("tokens", (1, 2, 8), 1.0, 0.0).float())
         self.last = nn.Linear(16, CLASSES)
         self.register_buffer("mask", torch.ones(5, 5).tril().bool())
 
@@ -145,7 +145,9 @@ def spread(name, shape, variances):
 
 def revalued(model):
     """Gives the larger float tensors values that are functions of their names; the table of what was done."""
+    copies = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Identity"}
     variances = {node.input[4] for node in model.graph.node if node.op_type == "BatchNormalization"}
+    variances |= {copies[name] for name in variances if name in copies}
     table, offset, outside = [], 0, {}
     for tensor in model.graph.initializer:
         count = int(np.prod(tensor.dims, dtype=np.int64))
@@ -290,7 +292,7 @@ def narrow_swin():
 
 
 def torchvision_swin():
-    return torchvision.models.swin_transformer.SwinTransformer([2, 2], 12, [2, 2], [2, 3], [4, 4], num_classes=CLASSES)
+    return torchvision.models.swin_transformer.SwinTransformer([2, 2], 12, [2, 1], [2, 3], [4, 4], num_classes=CLASSES)
 
 
 def torchvision_vit():
@@ -335,3 +337,45 @@ GRAPHS = {
 }
 
 FIXTURES = {f"models/onnx-{name}": (lambda name=name, build=build: fixture(name, build)) for name, build in GRAPHS.items()}
+
+VAELIGHT = ROOT.parents[1].parent / "shared" / "reference" / "external" / "vaelight"
+
+
+def vaelight(name, file, given):
+    """onnxruntime's outputs of a published file on made-up inputs; what is committed where the file is not at hand."""
+    path = f"onnx/{name}.safetensors"
+    if not (VAELIGHT / file).exists():
+        return {path: Bytes((ROOT / path).read_bytes())}
+    session = onnxruntime.InferenceSession(str(VAELIGHT / file), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    outputs = session.run(None, {key: value.float().numpy() for key, value in given.items()})
+    tensors = {f"in/{key}": value for key, value in given.items()}
+    tensors |= {f"out/{key}": torch.from_numpy(value) for key, value in zip(names, outputs)}
+    return {path: Tensors(tensors, {"computed_in": "float32", "onnxruntime": onnxruntime.__version__, "weights": f"VAElight {file}, Apache-2.0"})}
+
+
+def operators(opset):
+    """Every branch of golden.onnx_operators by onnxruntime: samples and shapes."""
+    model, path = branches(opset), f"onnx/operators-opset{opset}"
+    given = {"x": normal(("onnx", "operators"), X)}
+    outputs, _ = computed(model, given)
+    tensors = {f"in/{key}": value for key, value in given.items()}
+    for key, value in outputs.items():
+        tensors[f"out/{key}"] = sampled(torch.from_numpy(np.array(value)))
+        tensors[f"shape/{key}"] = torch.tensor(list(value.shape), dtype=torch.int32)
+    return {f"{path}.onnx": Bytes(model.SerializeToString()), f"{path}.safetensors": Tensors(tensors, {"computed_in": "float32", "onnxruntime": onnxruntime.__version__})}
+
+
+def whole(name):
+    """A graph of GRAPHS with its values inside: a seed for the fuzzer, and what the tests of hostile files cut."""
+    model = exported(GRAPHS[name]())
+    revalued(model)
+    return {f"onnx/{name}.onnx": Bytes(model.SerializeToString())}
+
+
+FIXTURES |= {f"onnx/operators-opset{opset}": (lambda opset=opset: operators(opset)) for opset in (9, 13, 18, 21)}
+FIXTURES |= {f"onnx/{name}": (lambda name=name: whole(name)) for name in ("shapes-opset13", "shapes-opset21")}
+FIXTURES |= {
+    "onnx/vaelight-encoder": lambda: vaelight("vaelight-encoder", "VAEencoder.onnx", {"input": smooth_image(("vaelight",), (2, 3, 32, 40))}),
+    "onnx/vaelight-preview": lambda: vaelight("vaelight-preview", "VAEpreview.onnx", {"latent": normal(("vaelight", "latent"), (1, 4, 4, 5))}),
+}

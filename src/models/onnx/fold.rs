@@ -332,3 +332,33 @@ pub(super) fn joined(parts: &[Constant], axis: usize) -> Result<Constant> {
     let data = (0..outer).flat_map(|o| values.iter().flat_map(move |(v, n)| v[o * n..(o + 1) * n].iter().copied())).collect();
     Ok(Constant::of_integers(&dims, data))
 }
+
+/// Known numbers with parts of them replaced, as assignments to slices are exported.
+pub(super) fn scatter_nd(call: &mut Call) -> Result<Value> {
+    let reduction = call.text("reduction", "none")?;
+    if reduction != "none" {
+        return Err(call.refused("reduction", reduction, "none"));
+    }
+    let [data, indices, updates] = [call.constant(0, "data")?, call.constant(1, "indices")?, call.constant(2, "updates")?];
+    let wrong = || fault(format!("{:?} at {:?} of {:?}, expected updates of the shape that the indices leave", updates.dims, indices.dims, data.dims));
+    let (Some(places), Some((&depth, outer))) = (indices.integers(), indices.dims.split_last()) else { return Err(wrong()) };
+    let rest = data.dims.get(depth..).ok_or_else(wrong)?;
+    let fits = updates.dims.iter().eq(outer.iter().chain(rest)) && updates.is_float() == data.is_float();
+    if !fits {
+        return Err(wrong());
+    }
+    let inner: usize = rest.iter().product();
+    // Where each number of the result comes from: of the data, or behind it of the updates.
+    let mut from: Vec<usize> = (0..made_size(&data.dims)?).collect();
+    let own = strides(&data.dims);
+    for (i, place) in (0..outer.iter().product::<usize>()).map(|i| (i, &places[i * depth..(i + 1) * depth])) {
+        let mut at = 0;
+        for (k, &index) in place.iter().enumerate() {
+            at += axis(index, data.dims[k])? * own[k];
+        }
+        (0..inner).for_each(|j| from[at + j] = data.numel() + i * inner + j);
+    }
+    let (data, updates) = (data.reshaped(&[data.numel()]), updates.reshaped(&[updates.numel()]));
+    let dims = call.input(0)?.dims().to_vec();
+    Ok(Value::Constant(joined(&[data, updates], 0)?.picked(&dims, &from)))
+}

@@ -115,6 +115,7 @@ pub(super) static OPERATORS: &[Operator] = &[
     one("Reshape", &["allowzero"], arrange::reshape),
     one("Resize", RESIZE, resize::resize),
     one("Round", &[], pointwise::unary),
+    one("ScatterND", &["reduction"], fold::scatter_nd),
     one("Selu", &["alpha", "gamma"], pointwise::unary),
     one("Shape", &["end", "start"], fold::shape),
     one("Sigmoid", &[], pointwise::unary),

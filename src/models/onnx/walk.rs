@@ -11,7 +11,7 @@ use crate::plan::{Tape, TensorKind};
 use crate::weights::onnx::is_standard;
 use crate::weights::{OnnxGraph, OnnxNode};
 
-/// Unsupported nodes that one error names.
+/// Refusals that one error names.
 const NAMED: usize = 8;
 
 /// Numbers that a recording may make beside those of the file.
@@ -49,12 +49,24 @@ pub(super) fn needed(graph: &OnnxGraph) -> Result<Vec<usize>> {
         }
         known.extend(node.outputs.iter().map(String::as_str).filter(|name| !name.is_empty()));
     }
-    let refused: Vec<String> = indices.iter().filter_map(|&i| unsupported(&graph.nodes[i])).collect();
-    match refused.len() {
-        0 => Ok(indices),
-        n if n > NAMED => Err(wrong(format!("{}; and {} more nodes", refused[..NAMED].join("; "), n - NAMED))),
-        _ => Err(wrong(refused.join("; "))),
+    // Of each kind of refusal the first node.
+    let mut refused: Vec<(String, &OnnxNode, usize)> = Vec::new();
+    for node in indices.iter().map(|&i| &graph.nodes[i]) {
+        let Some(fact) = unsupported(node) else { continue };
+        match refused.iter().position(|(known, other, _)| *known == fact && other.operator == node.operator) {
+            Some(at) => refused[at].2 += 1,
+            None if refused.len() < NAMED => refused.push((fact, node, 1)),
+            None => break,
+        }
     }
+    if refused.is_empty() {
+        return Ok(indices);
+    }
+    let words = |(fact, node, count): &(String, &OnnxNode, usize)| {
+        let more = if *count > 1 { format!(" ({count} nodes)") } else { String::new() };
+        format!("node `{}`: operator {}{fact}{more}", short(&node.name), short(&node.operator))
+    };
+    Err(wrong(refused.iter().map(words).collect::<Vec<_>>().join("; ")))
 }
 
 /// Why a node cannot be recorded, as far as its operator's and attributes' names tell.
@@ -62,17 +74,17 @@ fn unsupported(node: &OnnxNode) -> Option<String> {
     let standard = is_standard(&node.domain);
     let Some(operator) = find(&node.operator).filter(|_| standard) else {
         let domain = if standard { String::new() } else { format!(" of the domain {}", short(&node.domain)) };
-        return Some(format!("{}{domain} is not supported, expected one of the {} of the standard that are{}", at(node), OPERATORS.len(), near(&node.operator)));
+        return Some(format!("{domain} is not supported, expected one of the {} that are{}", OPERATORS.len(), near(&node.operator)));
     };
     let name = node.attributes.keys().find(|name| !operator.attributes.contains(&name.as_str()))?;
     let expected = if operator.attributes.is_empty() { "none".to_string() } else { operator.attributes.join(", ") };
-    Some(format!("{} attribute {} is not supported, expected {expected}", at(node), short(name)))
+    Some(format!(" attribute {} is not supported, expected {expected}", short(name)))
 }
 
-/// The operator whose name is the most alike.
+/// The operator whose name is alike.
 fn near(name: &str) -> String {
-    let distance = |row: &&super::operators::Operator| crate::base::error::edit_distance(row.name, &short(name));
-    OPERATORS.iter().min_by_key(distance).map_or(String::new(), |row| format!(", as {}", row.name))
+    let all = OPERATORS.iter().map(|row| (crate::base::error::edit_distance(row.name, &short(name)), row.name));
+    all.min().filter(|&(distance, _)| distance <= 2).map_or(String::new(), |(_, name)| format!(", {name} among them"))
 }
 
 /// Records the nodes `indices` on `t` and gives the values `wanted` by name.
