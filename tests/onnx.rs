@@ -226,24 +226,22 @@ fn holds(text: &str, parts: &[&str]) {
 
 #[test]
 fn cut_and_changed_files_are_errors_or_other_graphs() {
-    for name in ["shapes-opset13", "shapes-opset21"] {
-        let whole = std::fs::read(goldens().join(format!("{name}.onnx"))).unwrap();
-        let (_dir, path) = file(&whole);
-        attempt(&path).unwrap();
-        let mut held = 0;
-        for length in 0..whole.len() {
-            std::fs::write(&path, &whole[..length]).unwrap();
-            held += usize::from(attempt(&path).is_err());
-        }
-        // A file that ends between two fields of its last message is a shorter message.
-        assert!(held > whole.len() - 16, "{held} of {} were refused", whole.len());
-        for at in 0..whole.len() {
-            let mut bytes = whole.clone();
-            bytes[at] ^= [1, 0x80, 0xff, 0x12][at % 4];
-            std::fs::write(&path, &bytes).unwrap();
-            if let Err(error) = attempt(&path) {
-                assert!(!error.to_string().contains('\n') && !error.fact().is_empty(), "{error}");
-            }
+    let whole = std::fs::read(goldens().join("shapes-opset21.onnx")).unwrap();
+    let (_dir, path) = file(&whole);
+    attempt(&path).unwrap();
+    let mut held = 0;
+    for length in 0..whole.len() {
+        std::fs::write(&path, &whole[..length]).unwrap();
+        held += usize::from(attempt(&path).is_err());
+    }
+    // A file that ends between two fields of its last message is a shorter message.
+    assert!(held > whole.len() - 16, "{held} of {} were refused", whole.len());
+    for at in 0..whole.len() {
+        let mut bytes = whole.clone();
+        bytes[at] ^= [1, 0x80, 0xff, 0x12][at % 4];
+        std::fs::write(&path, &bytes).unwrap();
+        if let Err(error) = attempt(&path) {
+            assert!(!error.to_string().contains('\n') && !error.fact().is_empty(), "{error}");
         }
     }
 }

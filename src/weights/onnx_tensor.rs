@@ -168,7 +168,7 @@ impl Files<'_> {
         let length = number("length", map.bytes().len().saturating_sub(offset))?;
         match offset.checked_add(length) {
             Some(end) if end <= map.bytes().len() => Ok(Some((map, offset..end))),
-            _ => Err(format!("its values are {length} bytes from {offset} on of a file of {}", map.bytes().len())),
+            _ => Err(format!("its values are {length} bytes from {offset} on, expected a part of the file's {}", map.bytes().len())),
         }
     }
 }

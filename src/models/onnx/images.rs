@@ -196,7 +196,7 @@ fn across(call: &Call, windows: &Windows, size: [usize; 2], spatial: usize) -> R
         let wanted = told.map(|told| told[axis]).or(auto.starts_with("SAME").then_some(size[axis] * stride));
         if let Some(wanted) = wanted {
             let total = whole.saturating_sub(wanted);
-            front = if auto == "SAME_LOWER" { total.div_ceil(2) } else { total / 2 };
+            front = if auto == "SAME_UPPER" { total / 2 } else { total.div_ceil(2) };
             end = total - front;
         }
         let kept = whole.checked_sub(front + end).filter(|&kept| kept > 0);
