@@ -16,7 +16,7 @@ mod roles;
 mod value;
 mod walk;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value as Json, json};
 
@@ -73,8 +73,8 @@ impl OnnxModel {
                 return Err(expected("leaves its channels open, expected a number".to_string()));
             }
         }
-        let read = |name: &str| nodes.iter().any(|&i| graph.nodes[i].inputs.iter().any(|input| input == name));
-        let (read, dropped): (Vec<_>, Vec<_>) = graph.tensors.iter().partition(|(name, _)| read(name));
+        let read: BTreeSet<&String> = nodes.iter().flat_map(|&i| graph.nodes[i].inputs.iter()).collect();
+        let (read, dropped): (Vec<_>, Vec<_>) = graph.tensors.iter().partition(|(name, _)| read.contains(name));
         let parameters = read.iter().filter(|(_, tensor)| tensor.kind.is_float()).fold(0u64, |n, (_, tensor)| n.saturating_add(tensor.numel() as u64));
         let dropped = dropped.into_iter().map(|(name, _)| name.clone()).collect();
         let roles = Roles::of(&graph);

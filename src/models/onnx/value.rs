@@ -112,7 +112,7 @@ impl Constant {
     }
 
     pub(super) fn array(&self) -> Result<Array> {
-        Array::new(&self.dims, self.as_floats().to_vec())
+        Array::new(&self.dims, Arc::unwrap_or_clone(self.as_floats()))
     }
 
     /// The same values, as many, in another shape.
