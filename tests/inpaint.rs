@@ -8,7 +8,7 @@ use naevus::base::array::{psnr, relative_rms};
 use naevus::base::{Array, Kind, Result, rng};
 use naevus::diffusion::inpaint::{Batch, Format, Inpainter, Painted};
 use naevus::diffusion::region::Region;
-use naevus::diffusion::{Schedule, Scheduler, Walk};
+use naevus::diffusion::{Class, Schedule, Scheduler, Walk};
 use naevus::exec::Device;
 use naevus::exec::gpu::{Gpu, adapters};
 use naevus::models::InpaintModel;
@@ -59,20 +59,24 @@ impl Recorded {
     }
 
     fn holes(&self) -> Vec<Region> {
-        let hole = self.array("hole");
-        let [n, h, w, _] = hole.shape.nhwc().unwrap();
-        (0..n).map(|i| Region::new(w, h, &hole.data[i * h * w..(i + 1) * h * w], |v| v > 0.5).unwrap()).collect()
+        holes(&self.array("hole"))
     }
+}
+
+fn holes(hole: &Array) -> Vec<Region> {
+    let [n, h, w, _] = hole.shape.nhwc().unwrap();
+    (0..n).map(|i| Region::new(w, h, &hole.data[i * h * w..(i + 1) * h * w], |v| v > 0.5).unwrap()).collect()
 }
 
 /// Runs a recorded trajectory; the worst relative error of its latents and the PSNR of its output.
 fn replay(device: &Device, model: &InpaintModel, scheduler: &Scheduler, recorded: &Recorded) -> (f64, f64) {
     let (image, noise) = (recorded.array("image"), recorded.array("noise"));
     let [n, h, w, _] = image.shape.nhwc().unwrap();
-    let format = Format { batch: n, height: h, width: w, guidance: recorded.guidance, stochastic: recorded.walk.eta > 0.0 };
+    let format = Format { batch: n, height: h, width: w, guidance: recorded.guidance, stochastic: scheduler.is_stochastic(recorded.walk.eta) };
     let mut inpainter = inpainter(device, model, scheduler, format).unwrap();
     let schedule = Schedule::new(scheduler, &recorded.walk).unwrap();
-    assert_eq!(schedule.timesteps, recorded.store.indices("timesteps").unwrap());
+    let timesteps: Vec<f32> = recorded.store.indices("timesteps").unwrap().into_iter().map(|t| t as f32).collect();
+    assert_eq!(schedule.timesteps, timesteps);
     let variance_noise = |k: usize| Ok(recorded.array(&format!("variance_noise_{k}")));
     let class_labels = recorded.store.indices("class_labels").unwrap();
     let holes = recorded.holes();
@@ -118,6 +122,37 @@ fn class_tokens_follow_diffusers() {
             let (latents, output) = replay(&device, &model, &scheduler, &Recorded::open(&folder.join("io.safetensors")));
             println!("{}: {name}: latents {latents:.1e}, output {output:.1} dB", device.describe());
             assert!(latents < 1e-4 && output > 80.0, "{}: {name}: latents {latents:e}, output {output} dB", device.describe());
+        }
+    }
+}
+
+/// Every other scheduler on the same model, with what is known noised again as that scheduler has it: from noise, and from the image.
+#[test]
+fn every_scheduler_follows_diffusers() {
+    let folder = tiny().with_file_name("inpaint-known");
+    let model = InpaintModel::load(&folder).unwrap();
+    let store = Store::open(&folder.join("schedulers.safetensors")).unwrap();
+    let array = |name: &str| store.array(name).unwrap().to_channels_last();
+    let (image, noise, class_labels) = (array("image"), array("noise"), store.indices("class_labels").unwrap());
+    let holes = holes(&array("hole"));
+    let variance_noise = |k: usize| Ok(array(&format!("variance_noise_{k}")));
+    let batch = Batch { image: &image, holes: &holes, class_labels: &class_labels, noise: &noise, variance_noise: &variance_noise };
+    for name in ["ddpm", "dpmpp-2m", "unipc", "euler", "lcm", "pndm"] {
+        let scheduler = Scheduler::read_as(&model.index.scheduler_config, Class::parse("name", name).unwrap()).unwrap();
+        let format = Format { batch: 2, height: 32, width: 32, guidance: 2.5, stochastic: scheduler.is_stochastic(0.0) };
+        for device in devices() {
+            let mut inpainter = inpainter(&device, &model, &scheduler, format).unwrap();
+            for kind in [name.to_string(), format!("{name}-strength")] {
+                let (steps, strength) = store.metadata()[&kind].split_once(' ').unwrap();
+                let walk = Walk { steps: steps.parse().unwrap(), eta: 0.0, strength: strength.parse().unwrap() };
+                let schedule = Schedule::new(&scheduler, &walk).unwrap();
+                assert_eq!(schedule.timesteps, array(&format!("{kind}/timesteps")).data, "{kind}");
+                let painted = inpainter.paint(&batch, &schedule, true, &mut |_| ControlFlow::Continue(())).unwrap();
+                let error = |k: usize| relative_rms(&painted.latents[k].data, &array(&format!("{kind}/latents_{k}")).data);
+                let worst = (0..schedule.rows.len()).map(error).fold(0.0, f64::max);
+                println!("{}: {kind}: {} steps, latents {worst:.1e}", device.describe(), schedule.rows.len());
+                assert!(worst < 1e-4, "{}: {kind}: {worst:e}", device.describe());
+            }
         }
     }
 }
@@ -181,6 +216,25 @@ fn an_item_does_not_depend_on_its_batch() {
             let alone = painted(&mut one, &schedule, &[key]).unwrap();
             let error = relative_rms(&together.output.rows(i, i + 1).data, &alone.output.data);
             assert!(error < 1e-5, "{}: row {i}: {error:e}", device.describe());
+        }
+    }
+}
+
+/// The same law for a scheduler that draws noise and one that remembers: what it remembers is each row's own.
+#[test]
+fn an_item_does_not_depend_on_its_batch_with_other_schedulers() {
+    let model = InpaintModel::load(&tiny().with_file_name("inpaint-known")).unwrap();
+    for class in [Class::Lcm, Class::UniPc, Class::Euler] {
+        let scheduler = Scheduler::read_as(&model.index.scheduler_config, class).unwrap();
+        let schedule = Schedule::new(&scheduler, &Walk { eta: 0.0, ..WALK }).unwrap();
+        let format = |batch| Format { stochastic: scheduler.is_stochastic(0.0), ..tiny_format(batch) };
+        let mut three = inpainter(&Device::Cpu, &model, &scheduler, format(3)).unwrap();
+        let mut one = inpainter(&Device::Cpu, &model, &scheduler, format(1)).unwrap();
+        let together = painted(&mut three, &schedule, &[4, 5, 6]).unwrap();
+        assert_eq!(painted(&mut three, &schedule, &[4, 5, 6]).unwrap().output, together.output, "{}: two runs differ", class.name());
+        for (i, key) in [4, 5, 6].into_iter().enumerate() {
+            let alone = painted(&mut one, &schedule, &[key]).unwrap();
+            assert_eq!(together.output.rows(i, i + 1).data, alone.output.data, "{}: row {i}", class.name());
         }
     }
 }

@@ -10,7 +10,7 @@ use naevus::exec::Device;
 use naevus::exec::gpu::adapters;
 use naevus::models::{Component, Inputs, Model, recognise};
 use naevus::plan::{Layout, Options, Plan, Tape};
-use naevus::weights::Store;
+use naevus::weights::{Store, Writer};
 use onnx_files::{Attribute, Graph, Node, Numbers, file};
 
 const ALLOWED: f64 = 1e-4;
@@ -192,6 +192,33 @@ fn element_types_are_floats_and_integers() {
         let outputs = run(&Device::Cpu, model.as_ref(), Component::Onnx, &[("x", Array::new(&[2], vec![3.0, 3.0]).unwrap())]).unwrap();
         assert_eq!(outputs[0].1.data, [3.0, 6.0], "{numbers:?}");
     }
+}
+
+fn naevus(args: &[&str]) -> (i32, String, String) {
+    let output = assert_cmd::Command::cargo_bin("naevus").expect("the binary is built").args(args).output().expect("it runs");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn the_program_inspects_and_runs_a_graph() {
+    let (dir, path) = file(&classifier(&["batch"]).bytes());
+    let model = path.to_str().unwrap();
+    let (code, stdout, stderr) = naevus(&["inspect", model]);
+    assert_eq!(code, 0, "{stderr}");
+    for part in ["ONNX graph", "producer: \"naevus\"", "opset: 13", "x [batch, 3, 4, 4]", "p [batch, 2]", "\"Gemm\":1", "classifier (ONNX graph)"] {
+        assert!(stdout.contains(part), "{part} is not in {stdout}");
+    }
+    let (inputs, out) = (dir.path().join("in.safetensors"), dir.path().join("out.safetensors"));
+    let mut writer = Writer::new();
+    writer.f32("x", &[1, 3, 4, 4], vec![0.25; 48]).unwrap();
+    writer.write(&inputs).unwrap();
+    let paths = [inputs.to_str().unwrap(), out.to_str().unwrap()];
+    let (code, _, stderr) = naevus(&["forward", "--device", "cpu", "--model", model, "--component", "onnx", "--inputs", paths[0], "--out", paths[1]]);
+    assert_eq!(code, 0, "{stderr}");
+    let told = Store::open(&out).unwrap().array("p").unwrap();
+    let scores = [0.25f32 * 6.0 + 0.5, -0.25 * 0.25 - 0.5].map(f32::exp);
+    assert!((told.data[0] - scores[0] / (scores[0] + scores[1])).abs() < 1e-6 && told.dims() == [1, 2], "{told:?}");
 }
 
 /// What `inspect` does with a file: load, record, plan.

@@ -55,6 +55,7 @@ impl Bench {
             model: model_folder,
             dataset_sha256: String::new(),
             seed: 5,
+            scheduler: "ddim".to_string(),
             steps: 3,
             guidance: 2.0,
             strength: 1.0,

@@ -7,7 +7,7 @@ use super::tensors::Tensors;
 use crate::base::{Array, Error, Kind, Result};
 use crate::diffusion::inpaint::{Batch, Format, Inpainter};
 use crate::diffusion::region::Region;
-use crate::diffusion::{Schedule, Scheduler, Walk};
+use crate::diffusion::{Class, Schedule, Scheduler, Walk};
 use crate::exec::Device;
 use crate::models::inpaint_model::InpaintModel;
 use crate::plan::{Options, Tape};
@@ -15,6 +15,9 @@ use crate::weights::Writer;
 
 #[derive(clap::Args)]
 pub(crate) struct InpaintFlags {
+    /// ddim, ddpm, dpmpp-2m, unipc, euler, lcm or pndm; ddpm and lcm take variance_noise_<k> [inpaint; default the model's own]
+    #[arg(long, value_name = "NAME")]
+    scheduler: Option<String>,
     /// Denoising steps [inpaint; default 50]
     #[arg(long)]
     steps: Option<usize>,
@@ -32,15 +35,18 @@ pub(crate) struct InpaintFlags {
 impl InpaintFlags {
     /// Whether any of them stands on the command line.
     pub(crate) fn given(&self) -> bool {
-        self.steps.is_some() || self.guidance.is_some() || self.eta.is_some() || self.strength.is_some()
+        self.scheduler.is_some() || self.steps.is_some() || self.guidance.is_some() || self.eta.is_some() || self.strength.is_some()
     }
 }
 
-/// image `[N, 3, H, W]`, hole `[N, 1, H, W]`, noise `[N, C, h, w]`, class_labels `[N]`, with eta > 0 variance_noise_<k>
+/// image `[N, 3, H, W]`, hole `[N, 1, H, W]`, noise `[N, C, h, w]`, class_labels `[N]`, variance_noise_<k> of steps that take some
 /// -> latents_<k>, decoded, output.
 pub(crate) fn forward(device: &Device, model: &Path, flags: &InpaintFlags, options: &Options, inputs: &Tensors, out: &mut Writer) -> Result<()> {
     let model = InpaintModel::load(model)?;
-    let scheduler = Scheduler::read(&model.index.scheduler_config)?;
+    let scheduler = match &flags.scheduler {
+        Some(name) => Scheduler::read_as(&model.index.scheduler_config, Class::parse("--scheduler", name)?)?,
+        None => Scheduler::read(&model.index.scheduler_config)?,
+    };
     let walk = Walk { steps: flags.steps.unwrap_or(50), eta: flags.eta.unwrap_or(0.0), strength: flags.strength.unwrap_or(1.0) };
     let schedule = Schedule::new(&scheduler, &walk)?;
     let image = inputs.tensor("image")?;
@@ -49,7 +55,7 @@ pub(crate) fn forward(device: &Device, model: &Path, flags: &InpaintFlags, optio
         return Err(Error::new(Kind::Shape, "image", format!("{}, expected [N, 3, H, W]", found.shape)));
     };
     let holes = holes(inputs, [batch, height, width])?;
-    let format = Format { batch, height, width, guidance: flags.guidance.unwrap_or(3.0), stochastic: walk.eta > 0.0 };
+    let format = Format { batch, height, width, guidance: flags.guidance.unwrap_or(3.0), stochastic: scheduler.is_stochastic(walk.eta) };
     let mut prepare = |tape: Tape| device.prepare(tape, options);
     let mut inpainter = Inpainter::new(&model, &scheduler, format, &mut prepare)?;
     let variance_noise = |k: usize| inputs.tensor(&format!("variance_noise_{k}"));

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::dataset::{self, DataSetFlags};
 use super::{Common, Outcome, progress, speech};
 use crate::base::{Error, Kind, Result};
-use crate::diffusion::Scheduler;
+use crate::diffusion::{Class, Scheduler};
 use crate::driver::class_plan::{Fill, plan};
 use crate::driver::dataset::{DataSet, DataSetOptions};
 use crate::driver::files::sha256_of;
@@ -34,7 +34,7 @@ pub(crate) struct SynthesizeArgs {
     #[arg(long, value_name = "DIR", required_unless_present = "config")]
     out: Option<PathBuf>,
     /// Settings of an earlier run: makes the same samples again
-    #[arg(long, value_name = "run.toml", conflicts_with_all = ["model", "dataset", "labels", "images", "masks", "classes", "per_class", "fill", "seed", "steps", "guidance", "strength", "eta", "sources", "dilate", "feather", "shard"])]
+    #[arg(long, value_name = "run.toml", conflicts_with_all = ["model", "dataset", "labels", "images", "masks", "classes", "per_class", "fill", "seed", "scheduler", "steps", "guidance", "strength", "eta", "sources", "dilate", "feather", "shard"])]
     config: Option<PathBuf>,
     /// Names of the model's classes, separated by commas [default: all]
     #[arg(long, value_delimiter = ',')]
@@ -48,6 +48,9 @@ pub(crate) struct SynthesizeArgs {
     /// With --fill: the share that `select` will keep; more candidates are made
     #[arg(long, default_value_t = 1.0)]
     gamma: f64,
+    /// ddim, ddpm, dpmpp-2m, unipc, euler, lcm or pndm, with the model's betas and prediction type [default: the model's own]
+    #[arg(long, value_name = "NAME")]
+    scheduler: Option<String>,
     #[arg(long, default_value_t = 50)]
     steps: usize,
     /// Classifier-free guidance: 1 is none
@@ -87,14 +90,17 @@ pub(crate) fn run(common: &Common, args: &SynthesizeArgs) -> Result<Outcome> {
     let out = out_folder(args)?;
     let model_path = earlier.as_ref().map_or_else(|| args.model.clone().unwrap_or_default(), |s| s.sampling.model.clone());
     let model = InpaintModel::load(&model_path)?;
-    let scheduler = Scheduler::read(&model.index.scheduler_config)?;
+    let scheduler = match earlier.as_ref().map(|s| &s.sampling.scheduler).or(args.scheduler.as_ref()) {
+        Some(name) => Scheduler::read_as(&model.index.scheduler_config, Class::parse("--scheduler", name)?)?,
+        None => Scheduler::read(&model.index.scheduler_config)?,
+    };
     let options = earlier.as_ref().map_or_else(|| args.data.options(), |s| data_options(&s.data));
     let data = dataset::open(common, &options)?;
     let (batch, auto) = batch(args)?;
     let model_sha256 = sha256_of(&model_path)?;
     let mut settings = match earlier {
         Some(settings) => repeat(settings, &model_sha256, &data)?,
-        None => settings(args, &model_path, model_sha256, &model, &data)?,
+        None => settings(args, &model_path, model_sha256, (&model, &scheduler), &data)?,
     };
     settings.execution.device = request;
     settings.execution.limit = args.limit;
@@ -221,7 +227,13 @@ fn repeat(settings: RunSettings, model_sha256: &str, data: &DataSet) -> Result<R
     Ok(settings)
 }
 
-fn settings(args: &SynthesizeArgs, model_path: &Path, model_sha256: String, model: &InpaintModel, data: &DataSet) -> Result<RunSettings> {
+fn settings(
+    args: &SynthesizeArgs,
+    model_path: &Path,
+    model_sha256: String,
+    (model, scheduler): (&InpaintModel, &Scheduler),
+    data: &DataSet,
+) -> Result<RunSettings> {
     let d = &args.data;
     Ok(RunSettings {
         naevus_version: env!("CARGO_PKG_VERSION").to_string(),
@@ -230,6 +242,7 @@ fn settings(args: &SynthesizeArgs, model_path: &Path, model_sha256: String, mode
             model_sha256,
             dataset_sha256: dataset_sha256(data),
             seed: args.seed,
+            scheduler: scheduler.class.name().to_string(),
             steps: args.steps,
             guidance: args.guidance,
             strength: args.strength,

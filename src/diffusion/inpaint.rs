@@ -10,7 +10,7 @@
 //! 1. z0 = scale E(image), masked latents = scale E(image with `masked_fill` in the hole)
 //! 2. x = noise, or q(z0, t_start) when strength < 1
 //! 3. each step: out = UNet(`unet_input` of x, hole, masked latents; t, class), guided by the null class
-//!    (Ho and Salimans 2022); x = DDIM step; known cells become q(z0, next t) with the same noise (Lugmayr et al. 2022, eq. 8)
+//!    (Ho and Salimans 2022); x = the scheduler's step; known cells become q(z0, next t) with the same noise (Lugmayr et al. 2022, eq. 8)
 //! 4. decoded = D(x / scale), clamped to [0, 1]
 //!
 //! Each item of a batch is a function of its own inputs alone.
@@ -18,12 +18,12 @@
 use std::ops::ControlFlow;
 
 use crate::base::{Array, DType, Error, Kind, Result};
-use crate::diffusion::ddim::Schedule;
 use crate::diffusion::region::{Region, composite, masked_image};
-use crate::diffusion::scheduler::{Limit, Scheduler};
+use crate::diffusion::schedule::{Schedule, StepInputs};
+use crate::diffusion::scheduler::Scheduler;
 use crate::models::InpaintModel;
 use crate::models::inpaint_index::{HolePixels, HoleToLatent, UNetInput};
-use crate::ops::ddim_step::{Coefficients, DdimStep, KnownRegion};
+use crate::ops::ddim_step::KnownRegion;
 use crate::plan::{Session, Tape, Tensor};
 
 /// Gives a plan a device. The caller knows which.
@@ -39,7 +39,7 @@ pub struct Format {
     pub width: usize,
     /// Guidance scale g: out = null + g (class - null). At 1 only the class is asked, in half the work.
     pub guidance: f32,
-    /// Whether steps take variance noise: eta > 0.
+    /// Whether steps take variance noise: [`Scheduler::is_stochastic`].
     pub stochastic: bool,
 }
 
@@ -53,7 +53,7 @@ pub struct Batch<'a> {
     pub class_labels: &'a [u32],
     /// `[N, h, w, C]`, standard normal.
     pub noise: &'a Array,
-    /// Variance noise `[N, h, w, C]` of step k, asked for when the format is stochastic.
+    /// Variance noise `[N, h, w, C]` of step k, asked for where the step takes some.
     pub variance_noise: &'a dyn Fn(usize) -> Result<Array>,
 }
 
@@ -75,6 +75,9 @@ pub struct Inpainter {
     format: Format,
     /// `[N, h, w, C]`.
     latent_shape: [usize; 4],
+    /// Tensors of that shape in the state, the latents first.
+    slots: usize,
+    scales_input: bool,
     null_class: u32,
     classes: usize,
     masked_fill: f32,
@@ -103,6 +106,8 @@ impl Inpainter {
         Ok(Inpainter {
             format,
             latent_shape,
+            slots: scheduler.slots(),
+            scales_input: scheduler.scales_input(),
             null_class: model.index.null_class as u32,
             classes: model.index.class_names.len(),
             masked_fill: model.index.masked_fill,
@@ -202,22 +207,26 @@ impl Inpainter {
     /// Writes the latents before the first step.
     fn start(&mut self, batch: &Batch, schedule: &Schedule, z0: &Array) -> Result<()> {
         let (known, noise) = schedule.start;
-        let latents: Vec<f32> = match known {
-            0.0 => batch.noise.data.clone(),
+        let mut state: Vec<f32> = match (known, noise) {
+            (0.0, 1.0) => batch.noise.data.clone(),
             _ => z0.data.iter().zip(&batch.noise.data).map(|(z, n)| known * z + noise * n).collect(),
         };
-        self.denoise.write("latents", &latents)
+        state.resize(self.slots * state.len(), 0.0);
+        self.denoise.write("state", &state)
     }
 
     /// Writes what is new in step `k`.
     fn set_step(&mut self, batch: &Batch, schedule: &Schedule, k: usize) -> Result<()> {
-        self.denoise.write("timestep", &[schedule.timesteps[k] as f32])?;
-        self.denoise.write("row", bytemuck::cast_slice(&schedule.rows[k..=k]))?;
-        if self.format.stochastic {
-            let noise = (batch.variance_noise)(k)?;
-            self.denoise.write("variance_noise", &noise.data)?;
+        self.denoise.write("timestep", &[schedule.timesteps[k]])?;
+        self.denoise.write("row", &schedule.rows[k])?;
+        if self.scales_input {
+            self.denoise.write("input_scale", &[schedule.input_scales[k]])?;
         }
-        Ok(())
+        match (self.format.stochastic, schedule.takes_noise[k]) {
+            (true, true) => self.denoise.write("variance_noise", &(batch.variance_noise)(k)?.data),
+            (true, false) => self.denoise.write("variance_noise", &vec![0.0; batch.noise.data.len()]),
+            (false, _) => Ok(()),
+        }
     }
 
     /// Walks from the start again, step by step and layer by layer, to the first value that is not finite.
@@ -307,21 +316,25 @@ pub fn decode_tape(model: &InpaintModel, latent_shape: [usize; 4]) -> Result<Tap
     Ok(t)
 }
 
-/// One step: guidance, DDIM, known cells. `latents_next` is carried into `latents`, so that steps follow each other on the device.
+/// One step: guidance, solver, known cells. The state after it is carried into `state`, so that steps follow each other on the
+/// device; `latents_next` is its first slot.
 pub fn denoise_tape(model: &InpaintModel, scheduler: &Scheduler, format: &Format, latent_shape: [usize; 4]) -> Result<Tape> {
     let mut t = Tape::new();
-    let [n, h, w, _] = latent_shape;
+    let [n, h, w, c] = latent_shape;
     let guided = format.guidance != 1.0;
     let input = |t: &mut Tape, name: &str| t.input(name, &latent_shape, DType::F32);
-    let latents = input(&mut t, "latents");
+    let state = t.input("state", &[scheduler.slots() * n, h, w, c], DType::F32);
     let hole = t.input("hole_latent", &[n, h, w, 1], DType::F32);
     let masked_latents = input(&mut t, "masked_latents");
     let known = KnownRegion { hole, z0: input(&mut t, "z0"), noise: input(&mut t, "noise") };
     let variance_noise = format.stochastic.then(|| input(&mut t, "variance_noise"));
     let timestep = t.input("timestep", &[1], DType::F32);
-    let row = t.input("row", &[1, Coefficients::COLUMNS], DType::F32);
+    let row = t.input("row", &[1, scheduler.columns()], DType::F32);
     let class_labels = t.input("class_labels", &[if guided { 2 * n } else { n }], DType::U32);
+    let input_scale = scheduler.scales_input().then(|| t.input("input_scale", &[1, 1, 1, 1], DType::F32));
 
+    let latents = t.slice(state, 0, 0, n)?;
+    let latents = input_scale.map_or(Ok(latents), |scale| t.mul(latents, scale))?;
     let part = |part: &UNetInput| match part {
         UNetInput::Latents => latents,
         UNetInput::Hole => hole,
@@ -334,28 +347,14 @@ pub fn denoise_tape(model: &InpaintModel, scheduler: &Scheduler, format: &Format
         if guided { t.repeat(sample, 2) } else { Ok(sample) }
     })?;
     let output = model.predict(&mut t, sample, timestep, class_labels)?;
-    let step = ddim_step(scheduler, format);
-    let row = match scheduler.limit {
-        Limit::Threshold { ratio, max } => t.threshold_quantile(output, latents, row, &step, f64::from(ratio), max)?,
-        _ => row,
-    };
-    let known = model.index.reimpose_known.then_some(&known);
-    let next = t.scope("ddim_step", |t| t.ddim_step(output, latents, row, known, variance_noise, &step))?;
-    t.carry(next, latents)?;
-    finish(&mut t, "latents_next", next)?;
+    let inputs = StepInputs { state, row, known: model.index.reimpose_known.then_some(&known), variance_noise };
+    let next = scheduler.record_step(&mut t, output, &inputs, guided.then_some(format.guidance))?;
+    t.carry(next, state)?;
+    let nonfinite = t.count_nonfinite(next)?;
+    let latents = t.slice(next, 0, 0, n)?;
+    t.output("latents_next", latents);
+    t.output("nonfinite", nonfinite);
     Ok(t)
-}
-
-fn ddim_step(scheduler: &Scheduler, format: &Format) -> DdimStep {
-    DdimStep {
-        prediction: scheduler.prediction_type,
-        guidance_scale: (format.guidance != 1.0).then_some(format.guidance),
-        clip: match scheduler.limit {
-            Limit::Clip { range } => Some(range),
-            _ => None,
-        },
-        threshold: matches!(scheduler.limit, Limit::Threshold { .. }),
-    }
 }
 
 /// Outputs `name` and the count of its values that are not finite.

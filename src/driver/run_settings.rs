@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::base::{Error, Kind, Result};
-use crate::diffusion::{Schedule, Scheduler, Walk};
+use crate::diffusion::{Class, Schedule, Scheduler, Walk};
 use crate::driver::files;
 use crate::driver::sources::{MAX_SAMPLES, Policy};
 
@@ -36,6 +36,9 @@ pub struct Sampling {
     /// Of the ids, classes and groups of the images that can be sources.
     pub dataset_sha256: String,
     pub seed: u64,
+    /// The solver's name, `ddim`; the rest of its settings is the model's.
+    #[serde(default = "first_scheduler")]
+    pub scheduler: String,
     pub steps: usize,
     pub guidance: f64,
     pub strength: f64,
@@ -108,6 +111,11 @@ impl From<Shard> for String {
     }
 }
 
+/// The one scheduler of the runs that did not name theirs.
+pub(crate) fn first_scheduler() -> String {
+    Class::Ddim.name().to_string()
+}
+
 impl Sampling {
     /// Fails on a value that can't be used and names its flag; the schedule of the steps otherwise.
     pub fn schedule(&self, scheduler: &Scheduler) -> Result<Schedule> {
@@ -133,6 +141,7 @@ impl Sampling {
             ("model_sha256", self.model_sha256.clone()),
             ("dataset_sha256", self.dataset_sha256.clone()),
             ("seed", self.seed.to_string()),
+            ("scheduler", self.scheduler.clone()),
             ("steps", self.steps.to_string()),
             ("guidance", self.guidance.to_string()),
             ("strength", self.strength.to_string()),
@@ -195,6 +204,7 @@ pub(crate) mod tests {
                 model_sha256: "aa".to_string(),
                 dataset_sha256: "bb".to_string(),
                 seed: 7,
+                scheduler: first_scheduler(),
                 steps: 20,
                 guidance: 3.0,
                 strength: 1.0,
@@ -210,7 +220,7 @@ pub(crate) mod tests {
     }
 
     fn scheduler() -> Scheduler {
-        Scheduler::from_config(&Config::parse("{\"_class_name\": \"DDIMScheduler\"}", "s").unwrap()).unwrap()
+        Scheduler::from_config(&Config::parse("{\"_class_name\": \"DDIMScheduler\"}", "s").unwrap(), None).unwrap()
     }
 
     #[test]
@@ -223,6 +233,10 @@ pub(crate) mod tests {
         s.write(&path).unwrap();
         assert_eq!(RunSettings::read(&path).unwrap(), s);
         let text = std::fs::read_to_string(&path).unwrap();
+        // Written before there was a choice.
+        assert!(text.contains("scheduler = \"ddim\"\n"), "{text}");
+        std::fs::write(&path, text.replace("scheduler = \"ddim\"\n", "")).unwrap();
+        assert_eq!(RunSettings::read(&path).unwrap(), s);
         assert!(text.contains("shard = \"2/3\"") && text.contains("sources = \"same-class-then-any\""), "{text}");
     }
 
@@ -265,10 +279,11 @@ pub(crate) mod tests {
     #[test]
     fn every_setting_of_the_identity_counts() {
         let base = settings().sampling;
-        let changes: [fn(&mut Sampling); 10] = [
+        let changes: [fn(&mut Sampling); 11] = [
             |s| s.model_sha256 = "x".to_string(),
             |s| s.dataset_sha256 = "x".to_string(),
             |s| s.seed = 8,
+            |s| s.scheduler = "euler".to_string(),
             |s| s.steps = 21,
             |s| s.guidance = 1.0,
             |s| s.strength = 0.5,

@@ -148,7 +148,7 @@ impl Job<'_> {
     fn format(&self, batch: usize) -> Format {
         let size = self.model.index.image_size;
         let sampling = &self.settings.sampling;
-        Format { batch, height: size, width: size, guidance: sampling.guidance as f32, stochastic: sampling.eta > 0.0 }
+        Format { batch, height: size, width: size, guidance: sampling.guidance as f32, stochastic: self.scheduler.is_stochastic(sampling.eta) }
     }
 
     fn sample_id(&self, class: &str, k: u64) -> String {
@@ -343,6 +343,7 @@ impl Run<'_, '_> {
             output_sha256,
             seed: sampling.seed,
             job: noise_key(class.label, ready.task.k),
+            scheduler: sampling.scheduler.clone(),
             steps: sampling.steps,
             guidance: sampling.guidance,
             strength: sampling.strength,

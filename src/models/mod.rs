@@ -47,6 +47,7 @@ pub mod unet_2d_condition_config;
 pub mod unet_2d_config;
 pub mod vit;
 pub mod vq_model;
+pub mod wrapper;
 
 pub use classifier::Classifier;
 pub use clip_text::ClipText;

@@ -118,15 +118,8 @@ impl OnnxGraph {
             return Err(format!("opset {opset}, expected {} to {}", OPSETS.start(), OPSETS.end()));
         }
         let producer = format!("{} {}", producer.trim(), version.trim()).trim().to_string();
-        let mut read = OnnxGraph {
-            place: place.to_string(),
-            producer,
-            opset,
-            nodes: Vec::new(),
-            tensors: BTreeMap::new(),
-            inputs: Vec::new(),
-            outputs: Vec::new(),
-        };
+        let mut read =
+            OnnxGraph { place: place.to_string(), producer, opset, nodes: Vec::new(), tensors: BTreeMap::new(), inputs: Vec::new(), outputs: Vec::new() };
         read.fill(graph, files)?;
         read.names_are_unique()?;
         Ok(read)
@@ -202,14 +195,8 @@ fn opset_import(bytes: &[u8]) -> std::result::Result<(&str, i64), String> {
 }
 
 fn node(bytes: &[u8], files: &mut Files) -> std::result::Result<OnnxNode, String> {
-    let mut node = OnnxNode {
-        name: String::new(),
-        operator: String::new(),
-        domain: String::new(),
-        inputs: Vec::new(),
-        outputs: Vec::new(),
-        attributes: BTreeMap::new(),
-    };
+    let mut node =
+        OnnxNode { name: String::new(), operator: String::new(), domain: String::new(), inputs: Vec::new(), outputs: Vec::new(), attributes: BTreeMap::new() };
     let mut message = Message::new(bytes);
     let mut attributes = Vec::new();
     while let Some((number, field)) = message.next()? {

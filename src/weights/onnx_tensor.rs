@@ -4,9 +4,9 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use half::{bf16, f16};
 use crate::weights::mapped::Mapped;
 use crate::weights::protobuf::Message;
+use half::{bf16, f16};
 
 /// An element type; strings, complex numbers and packed small types are refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +60,9 @@ impl OnnxType {
         }
     }
 }
+
+/// From here on a tensor's pages are given back once it was read.
+const LARGE_BYTES: usize = 1 << 16;
 
 /// Where the values are.
 #[derive(Clone, Debug)]
@@ -224,18 +227,24 @@ impl OnnxTensor {
 
     /// The values of a floating point tensor as f32; None for integers.
     pub fn floats(&self) -> Option<Vec<f32>> {
-        let bytes = match &self.content {
-            Content::Floats(values) => return Some(values.clone()),
-            Content::Integers(_) => return None,
-            Content::Mapped(map, range) => &map.bytes()[range.clone()],
-        };
-        Some(match self.kind {
-            OnnxType::F32 => each(bytes, f32::from_le_bytes),
-            OnnxType::F64 => each(bytes, |b| f64::from_le_bytes(b) as f32),
-            OnnxType::F16 => each(bytes, |b| f16::from_le_bytes(b).to_f32()),
-            OnnxType::BF16 => each(bytes, |b| bf16::from_le_bytes(b).to_f32()),
-            _ => return None,
-        })
+        match &self.content {
+            Content::Floats(values) => Some(values.clone()),
+            Content::Integers(_) => None,
+            Content::Mapped(map, range) => {
+                let bytes = &map.bytes()[range.clone()];
+                let values = match self.kind {
+                    OnnxType::F32 => each(bytes, f32::from_le_bytes),
+                    OnnxType::F64 => each(bytes, |b| f64::from_le_bytes(b) as f32),
+                    OnnxType::F16 => each(bytes, |b| f16::from_le_bytes(b).to_f32()),
+                    OnnxType::BF16 => each(bytes, |b| bf16::from_le_bytes(b).to_f32()),
+                    _ => return None,
+                };
+                if range.len() >= LARGE_BYTES {
+                    map.forget(range.clone());
+                }
+                Some(values)
+            }
+        }
     }
 
     /// The values of an integer or bool tensor; None for floats. A u64 beyond i64 keeps its bits.

@@ -69,14 +69,7 @@ pub struct Node {
 impl Node {
     pub fn new(operator: &str, inputs: &[&str], outputs: &[&str]) -> Node {
         let names = |names: &[&str]| names.iter().map(|name| name.to_string()).collect();
-        Node {
-            operator: operator.into(),
-            name: String::new(),
-            domain: String::new(),
-            inputs: names(inputs),
-            outputs: names(outputs),
-            attributes: Vec::new(),
-        }
+        Node { operator: operator.into(), name: String::new(), domain: String::new(), inputs: names(inputs), outputs: names(outputs), attributes: Vec::new() }
     }
 
     pub fn named(self, name: &str) -> Node {

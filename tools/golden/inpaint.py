@@ -1,4 +1,4 @@
-"""Class-conditional latent inpainting with DDIM: the loop, its fixtures and its proof against recorded trajectories.
+"""Class-conditional latent inpainting: the loop with DDIM or another scheduler, its fixtures and its proof against recorded trajectories.
 
 Notation: x_t latents, z0 the image's own latents, hole 1 where to repaint, masked the latents of the image with its hole filled.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel, UNet2DModel
 
-from golden import taesd, unet
+from golden import schedulers, taesd, unet
 from golden.files import Json, Tensors, normal, smooth_image
 
 F = torch.nn.functional
@@ -73,16 +73,15 @@ def inpaint(model, job):
     z0, masked = model.encoder(job.image) * scale, model.encoder(masked_image) * scale
     out = {"image": job.image, "hole": hole, "hole_latent": hole_latent, "masked_image": masked_image, "z0": z0, "masked_latents": masked}
 
-    scheduler.set_timesteps(job.steps)
-    timesteps = scheduler.timesteps[job.steps - int(job.steps * job.strength) :]
-    x = job.noise if job.strength >= 1 else scheduler.add_noise(z0, job.noise, timesteps[:1])
+    timesteps = schedulers.begin(scheduler, job.steps, job.steps - int(job.steps * job.strength))
+    x = job.noise * scheduler.init_noise_sigma if job.strength >= 1 else scheduler.add_noise(z0, job.noise, timesteps[:1])
     for k, t in enumerate(timesteps):
-        uncond, cond = guided(model, x, hole_latent, masked, t, job)
+        uncond, cond = guided(model, scheduler.scale_model_input(x, t), hole_latent, masked, t, job)
         if k == 0:
             out |= {"eps_uncond_0": uncond, "eps_cond_0": cond}
         eps = uncond + job.guidance * (cond - uncond)
-        noise = {"variance_noise": job.variance_noise[k]} if job.eta > 0 else {}
-        x = scheduler.step(eps, t, x, eta=job.eta, **noise).prev_sample
+        with schedulers.float64_steps(lambda: job.variance_noise[k]):
+            x = scheduler.step(eps, t, x, **step_settings(scheduler, job, k)).prev_sample
         if model.index["reimpose_known"]:
             known = scheduler.add_noise(z0, job.noise, timesteps[k + 1 : k + 2]) if k + 1 < len(timesteps) else z0
             x = hole_latent * x + (1 - hole_latent) * known
@@ -92,6 +91,13 @@ def inpaint(model, job):
     decoded = model.decoder(x / scale).clamp(0, 1)
     out |= {"noise": job.noise, "class_labels": job.class_labels.int(), "timesteps": timesteps.int()}
     return out | {"decoded": decoded, "output": decoded * hole + job.image * (1 - hole)}
+
+
+def step_settings(scheduler, job, k):
+    """DDIM alone has eta and takes its noise as an argument."""
+    if not isinstance(scheduler, DDIMScheduler):
+        return {}
+    return {"eta": job.eta} | ({"variance_noise": job.variance_noise[k]} if job.eta > 0 else {})
 
 
 CLASSES = ["bcc", "df", "vasc"]
@@ -187,7 +193,27 @@ def inpaint_known():
     """Four channels: the UNet sees no mask, what is known is noised again after each step. Classes are tokens and labels."""
     name = "inpaint-known"
     model, files = tiny_with_tokens(name, ["latents"], classes=len(CLASSES) + 1)
-    return trajectories(name, model, files, (("io", 4, 2.5, 0.0, 0.8),))
+    return trajectories(name, model, files, (("io", 4, 2.5, 0.0, 0.8),)) | other_schedulers(name, model)
+
+
+def other_schedulers(name, model):
+    """The same model with each of the other schedulers, which take the betas from its own configuration."""
+    config, walks = json.loads(model.scheduler.to_json_string()), (("", 5, 1.0), ("-strength", 10, 0.6))
+    tensors, settings = {}, {}
+    for scheduler, (make, _) in schedulers.CLASSES.items():
+        pndm = {"skip_prk_steps": True} if scheduler == "pndm" else {}
+        model.scheduler = make.from_config(dict(config), **pndm)
+        for kind, steps, strength in walks:
+            job = tiny_job(f"{name}/schedulers", steps, 2.5, 0.0, strength)
+            # PNDM takes one step more.
+            job.variance_noise = [normal((name, f"variance_noise_{k}"), job.noise.shape) for k in range(steps + 1)]
+            out = inpaint(model, job)
+            tensors |= {f"{scheduler}{kind}/{key}": value for key, value in out.items() if key.startswith("latents_")}
+            tensors[f"{scheduler}{kind}/timesteps"] = model.scheduler.timesteps[-sum(key.startswith("latents_") for key in out) :].double()
+            settings[f"{scheduler}{kind}"] = f"{steps} {strength}"
+    tensors |= {key: out[key] for key in ("image", "hole", "noise", "class_labels")}
+    tensors |= {f"variance_noise_{k}": noise for k, noise in enumerate(job.variance_noise[:6])}
+    return {f"models/{name}/schedulers.safetensors": Tensors(tensors, settings)}
 
 
 def prove(reference):

@@ -373,13 +373,21 @@ fn padded(call: &mut Call, x: &Value, axis: usize, pads: [i64; 2], mode: &str, v
     let [before, after] = [before.max(0), after.max(0)];
     let place = |i: i64| match mode {
         "edge" => Some(i.clamp(0, length - 1)),
-        "reflect" if before < length && after < length => Some(if i < 0 { -i } else if i >= length { 2 * (length - 1) - i } else { i }),
+        "reflect" if before < length && after < length => Some(if i < 0 {
+            -i
+        } else if i >= length {
+            2 * (length - 1) - i
+        } else {
+            i
+        }),
         "wrap" => Some(i.rem_euclid(length)),
         _ => None,
     };
     if mode != "constant" {
         let indices: Option<Vec<usize>> = (-before..length + after).map(|i| place(i).map(|i| i as usize)).collect();
-        let indices = indices.ok_or_else(|| call.refused("mode", format!("{} with pads {pads:?} of {size}", short(mode)), "constant, edge, reflect (pads below the size) or wrap"))?;
+        let indices = indices.ok_or_else(|| {
+            call.refused("mode", format!("{} with pads {pads:?} of {size}", short(mode)), "constant, edge, reflect (pads below the size) or wrap")
+        })?;
         return picked(call, &x, axis, &indices);
     }
     let side = |pad: i64| -> Result<Option<Constant>> {

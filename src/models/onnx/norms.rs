@@ -167,4 +167,3 @@ pub(super) fn lp_norm(call: &mut Call) -> Result<Value> {
     let norm = super::products::reduced(call, &x, &[along], true, operator)?;
     super::pointwise::two(call, "Div", Value::Held(x), Value::Held(norm))
 }
-

@@ -146,7 +146,13 @@ impl Sampling {
         let at = i as f64;
         match self.places.as_str() {
             "asymmetric" => at / scale,
-            "align_corners" => if to == 1 { 0.0 } else { at * (from as f64 - 1.0) / (to as f64 - 1.0) },
+            "align_corners" => {
+                if to == 1 {
+                    0.0
+                } else {
+                    at * (from as f64 - 1.0) / (to as f64 - 1.0)
+                }
+            }
             "pytorch_half_pixel" if to == 1 => 0.0,
             "half_pixel_symmetric" => {
                 let adjusted = to as f64 / (scale * from as f64);

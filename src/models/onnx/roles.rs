@@ -67,6 +67,7 @@ fn last_product(graph: &OnnxGraph, scores: &str) -> Option<String> {
         "Add" => node.inputs.iter().find_map(|input| maker(graph, input))?,
         _ => node,
     };
-    let is_product = matches!(node.operator.as_str(), "Gemm" | "MatMul") && node.inputs.get(1).is_some_and(|weight| maker(graph, weight).is_none_or(|m| m.operator == "Transpose" || m.operator == "Identity"));
+    let is_product = matches!(node.operator.as_str(), "Gemm" | "MatMul")
+        && node.inputs.get(1).is_some_and(|weight| maker(graph, weight).is_none_or(|m| m.operator == "Transpose" || m.operator == "Identity"));
     is_product.then(|| node.inputs.first().cloned()).flatten()
 }

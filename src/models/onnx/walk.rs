@@ -88,14 +88,7 @@ fn near(name: &str) -> String {
 }
 
 /// Records the nodes `indices` on `t` and gives the values `wanted` by name.
-pub(super) fn record(
-    graph: &OnnxGraph,
-    indices: &[usize],
-    weights: &Weights,
-    t: &mut Tape,
-    inputs: Vec<(&str, Held)>,
-    wanted: &[&str],
-) -> Result<Vec<Value>> {
+pub(super) fn record(graph: &OnnxGraph, indices: &[usize], weights: &Weights, t: &mut Tape, inputs: Vec<(&str, Held)>, wanted: &[&str]) -> Result<Vec<Value>> {
     let stored: usize = graph.tensors.values().fold(0, |n, tensor| n.saturating_add(tensor.numel()));
     let budget = Cell::new(MADE.saturating_add(stored.saturating_mul(8)));
     let mut values: BTreeMap<&str, Value> = inputs.into_iter().map(|(name, held)| (name, Value::Held(held))).collect();
