@@ -142,6 +142,14 @@ fn a_graph_serves_as_a_classifier() {
     assert_eq!(names, ["features", "logits"]);
     assert_eq!((outputs[0].1.dims(), outputs[0].1.data[0]), (&[2, 3][..], 7.5));
     assert_eq!(outputs[1].1.data[0], 7.5 + 2.0 * 23.5 + 3.0 * 39.5 + 0.5);
+    // timm's configuration beside the file says how pixels are prepared.
+    let config =
+        r#"{"architecture": "resnet18", "label_names": ["a", "b"], "pretrained_cfg": {"input_size": [3, 8, 8], "mean": [0.5, 0.5, 0.5], "crop_pct": 0.9}}"#;
+    std::fs::write(dir.path().join("config.json"), config).unwrap();
+    let told = recognise(&dir.path().join("model.onnx")).unwrap().load().unwrap();
+    let preprocess = told.preprocess().unwrap();
+    assert_eq!((preprocess.input_size, preprocess.mean, preprocess.assumed), ([4, 4], [0.5; 3], false));
+    assert_eq!(told.class_names().unwrap(), ["a", "b"]);
     // The same of a graph that is fixed to one image: two of them are two records.
     let (dir, _) = file(&classifier(&["1"]).bytes());
     let fixed = recognise(&dir.path().join("model.onnx")).unwrap().load().unwrap();
@@ -159,6 +167,12 @@ fn a_graph_serves_as_a_segmenter() {
     assert_eq!(model.components(), [Component::Onnx, Component::Segmenter]);
     let outputs = run(&Device::Cpu, model.as_ref(), Component::Segmenter, &[("pixel_values", Array::new(&[1, 3, 2, 2], vec![0.5; 12]).unwrap())]).unwrap();
     assert_eq!((outputs[0].0.as_str(), outputs[0].1.dims(), outputs[0].1.data[0]), ("logits", &[1, 2, 2, 2][..], 1.5));
+    // The same words of a graph that halves its image.
+    let mut half = Graph::new(13);
+    half.input("x", &["n", "3", "h", "w"]).output("y", &["n", "2", "h", "w"]).tensor("w", &[2, 3, 1, 1], Numbers::F32(vec![1.0; 6]));
+    half.node(Node::new("Conv", &["x", "w"], &["y"]).with("strides", Attribute::Integers(vec![2, 2])));
+    let (dir, _) = file(&half.bytes());
+    assert_eq!(recognise(&dir.path().join("model.onnx")).unwrap().load().unwrap().components(), [Component::Onnx]);
 }
 
 /// Every element type, raw and as a list, is the same number.

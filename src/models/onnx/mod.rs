@@ -24,10 +24,10 @@ use self::call::{Weights, short};
 use self::roles::Roles;
 use self::value::{Held, IMAGE, Value};
 use crate::base::{DType, Error, Kind, Result};
-use crate::models::model::{Architecture, Checkpoint, Component, Inputs, Model, Output, Port};
+use crate::models::model::{Architecture, Checkpoint, Component, Inputs, Model, Output, Port, timm_architecture};
 use crate::models::preprocess::Preprocess;
 use crate::plan::{Layout, Tape, Tensor};
-use crate::weights::{OnnxGraph, OnnxPort, OnnxSize, OnnxType};
+use crate::weights::{Config, OnnxGraph, OnnxPort, OnnxSize, OnnxType};
 
 /// Rows and columns of an image whose size the file leaves open, for `inspect` and `bench`.
 const SIZE: usize = 224;
@@ -41,7 +41,13 @@ pub static ARCHITECTURE: Architecture = Architecture {
 };
 
 fn load(checkpoint: &Checkpoint) -> Result<Box<dyn Model>> {
-    Ok(Box::new(OnnxModel::new(OnnxGraph::open(&checkpoint.path)?)?))
+    let mut model = OnnxModel::new(OnnxGraph::open(&checkpoint.path)?)?;
+    let beside = checkpoint.path.with_file_name("config.json");
+    let config = beside.is_file().then(|| Config::read(&beside)).transpose()?;
+    if let (Some(roles), Some(config)) = (&mut model.roles, config.filter(|config| timm_architecture(config).is_some())) {
+        roles.configured(&config, &model.graph)?;
+    }
+    Ok(Box::new(model))
 }
 
 /// A graph whose operators are all known.
@@ -77,8 +83,21 @@ impl OnnxModel {
         let (read, dropped): (Vec<_>, Vec<_>) = graph.tensors.iter().partition(|(name, _)| read.contains(name));
         let parameters = read.iter().filter(|(_, tensor)| tensor.kind.is_float()).fold(0u64, |n, (_, tensor)| n.saturating_add(tensor.numel() as u64));
         let dropped = dropped.into_iter().map(|(name, _)| name.clone()).collect();
-        let roles = Roles::of(&graph);
-        Ok(OnnxModel { nodes, weights: Weights::default(), roles, parameters, dropped, graph })
+        let mut model = OnnxModel { nodes, weights: Weights::default(), roles: Roles::of(&graph), parameters, dropped, graph };
+        if model.roles.as_ref().is_some_and(|roles| roles.is_segmenter) && !model.keeps_the_size() {
+            model.roles = None;
+        }
+        Ok(model)
+    }
+
+    /// Whether the segmenter's output has the rows and columns of its input. Files use one symbol for different sizes, so a record tells.
+    fn keeps_the_size(&self) -> bool {
+        let mut t = Tape::new();
+        let Some(port) = self.ports(Component::Segmenter, 1).into_iter().next() else { return false };
+        let x = t.input(&port.name, &port.shape, port.dtype);
+        let outputs = self.record(&mut t, Component::Segmenter, &Inputs::new([(port.name, x)]));
+        let dims = outputs.ok().and_then(|outputs| outputs.first().map(|output| t.shape(output.tensor).dims().to_vec()));
+        dims.is_some_and(|dims| matches!(dims[..], [_, h, w, _] if [h, w] == port.shape[1..3]))
     }
 
     /// The tape's shape of an input for `batch` items.
@@ -186,6 +205,7 @@ impl OnnxModel {
                     let plain = t.permute(tensor, &[0, 3, 1, 2])?;
                     Output::plain(name, t.reshape(plain, &[dims[0], dims[1..].iter().product()])?)
                 }
+                Layout::Plain if roles.is_segmenter && dims.len() == 4 => Output::image(name, t.permute(tensor, &[0, 2, 3, 1])?),
                 layout => Output { name: name.to_string(), tensor, layout },
             });
         }
@@ -263,5 +283,9 @@ impl Model for OnnxModel {
 
     fn preprocess(&self) -> Option<&Preprocess> {
         self.roles.as_ref().map(|roles| &roles.preprocess)
+    }
+
+    fn class_names(&self) -> Option<&[String]> {
+        self.roles.as_ref().and_then(|roles| roles.label_names.as_deref())
     }
 }

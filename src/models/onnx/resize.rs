@@ -26,10 +26,11 @@ pub(super) fn resize(call: &mut Call) -> Result<Value> {
     if changed.is_empty() {
         return Ok(Value::Held(x));
     }
-    if x.rank() == 4 && changed.iter().all(|&a| a >= 2) {
-        if let Some(y) = by_op(call, &x, &told, &sampling)? {
-            return Ok(Value::Held(y));
-        }
+    if x.rank() == 4
+        && changed.iter().all(|&a| a >= 2)
+        && let Some(y) = by_op(call, &x, &told, &sampling)?
+    {
+        return Ok(Value::Held(y));
     }
     let mut y = x;
     for axis in changed {

@@ -1,13 +1,17 @@
 //! What a graph can serve as beside itself: a classifier or a segmenter of RGB images, told by its shapes.
 
 use super::SIZE;
+use crate::base::Result;
 use crate::models::preprocess::Preprocess;
-use crate::weights::{OnnxGraph, OnnxNode, OnnxPort, OnnxSize};
+use crate::models::timm_config::labels;
+use crate::weights::{Config, OnnxGraph, OnnxNode, OnnxPort, OnnxSize};
 
 /// Which values are the logits and the features.
 pub(super) struct Roles {
     pub(super) is_segmenter: bool,
     pub(super) preprocess: Preprocess,
+    /// In the order of the logits.
+    pub(super) label_names: Option<Vec<String>>,
     logits: String,
     features: Option<String>,
 }
@@ -27,11 +31,26 @@ impl Roles {
             let scores = before(graph, &logits.name, &["Softmax"]);
             let features = named("features").or_else(others).map(|output| output.name.clone());
             let features = features.or_else(|| last_product(graph, &scores));
-            return Some(Roles { is_segmenter: false, preprocess, logits: scores, features });
+            return Some(Roles { is_segmenter: false, preprocess, label_names: None, logits: scores, features });
         }
         let same = |output: &&OnnxPort| output.sizes.as_deref().is_some_and(|sizes| matches!(sizes, [_, _, h, w] if h == rows && w == columns));
         let logits = graph.outputs.iter().find(same)?.name.clone();
-        Some(Roles { is_segmenter: true, preprocess, logits, features: None })
+        Some(Roles { is_segmenter: true, preprocess, label_names: None, logits, features: None })
+    }
+
+    /// Takes how pixels are prepared and what the classes are called from timm's configuration beside the file.
+    pub(super) fn configured(&mut self, config: &Config, graph: &OnnxGraph) -> Result<()> {
+        let pretrained = config.object("pretrained_cfg")?;
+        let told = Preprocess::read(pretrained.as_ref().unwrap_or(config))?;
+        let sizes = graph.inputs.first().and_then(|input| input.sizes.as_deref()).unwrap_or_default();
+        let size = |axis: usize| match sizes.get(axis + 2) {
+            Some(OnnxSize::Fixed(size)) => *size,
+            _ => told.input_size[axis],
+        };
+        self.preprocess = Preprocess { input_size: [size(0), size(1)], ..told };
+        let place = pretrained.as_ref().filter(|_| !config.has("label_names") && !config.has("labels")).unwrap_or(config);
+        self.label_names = labels(place, None)?;
+        Ok(())
     }
 
     /// Names and values.
