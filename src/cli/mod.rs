@@ -14,6 +14,7 @@ mod select;
 mod speech;
 mod synthesize;
 mod tensors;
+mod tiles;
 
 use clap::{Args, Parser, Subcommand};
 

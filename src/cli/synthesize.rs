@@ -9,6 +9,8 @@ use serde_json::json;
 use super::dataset::{self, DataSetFlags};
 use super::{Common, Outcome, progress, speech};
 use crate::base::{Error, Kind, Result};
+use crate::diffusion::posterior::Posterior;
+use crate::diffusion::tiles::Tiles;
 use crate::diffusion::{Class, Scheduler};
 use crate::driver::class_plan::{Fill, plan};
 use crate::driver::dataset::{DataSet, DataSetOptions};
@@ -34,7 +36,7 @@ pub(crate) struct SynthesizeArgs {
     #[arg(long, value_name = "DIR", required_unless_present = "config")]
     out: Option<PathBuf>,
     /// Settings of an earlier run: makes the same samples again
-    #[arg(long, value_name = "run.toml", conflicts_with_all = ["model", "dataset", "labels", "images", "masks", "classes", "per_class", "fill", "seed", "scheduler", "steps", "guidance", "strength", "eta", "sources", "dilate", "feather", "shard"])]
+    #[arg(long, value_name = "run.toml", conflicts_with_all = ["model", "dataset", "labels", "images", "masks", "classes", "per_class", "fill", "seed", "scheduler", "steps", "guidance", "strength", "eta", "sources", "dilate", "feather", "posterior", "tiles", "shard"])]
     config: Option<PathBuf>,
     /// Names of the model's classes, separated by commas [default: all]
     #[arg(long, value_delimiter = ',')]
@@ -75,6 +77,12 @@ pub(crate) struct SynthesizeArgs {
     /// Soften the seam over this many pixels inside the hole
     #[arg(long, value_name = "PX", default_value_t = 0)]
     feather: usize,
+    /// Latents of the source where the encoder gives a Gaussian of them: mode, or sample
+    #[arg(long, value_name = "mode|sample", default_value = "mode")]
+    posterior: String,
+    /// Encode and decode in overlapping tiles: where the whole exceeds a limit of the device, never, or of this size
+    #[arg(long, value_name = "auto|off|PX", default_value = "auto")]
+    tiles: String,
     /// Only part I of N
     #[arg(long, value_name = "I/N", default_value = "1/1")]
     shard: String,
@@ -123,18 +131,7 @@ pub(crate) fn run(common: &Common, args: &SynthesizeArgs) -> Result<Outcome> {
 
 fn attempt(common: &Common, device: &Device, job: &Job, stop: &std::sync::atomic::AtomicBool) -> Result<Summary> {
     // Said before anything runs: encoder, one denoising step, decoder.
-    let mut plans: Vec<String> = Vec::new();
-    let mut peak = 0;
-    let mut prepare = |tape: Tape| {
-        let session = device.prepare(tape, &Options::default())?;
-        let bytes = session.plan().peak_bytes();
-        peak += bytes;
-        plans.push(speech::bytes(bytes));
-        if plans.len() == 3 {
-            common.say(format_args!("memory of the plans: {} (encode {}, step {}, decode {})", speech::bytes(peak), plans[0], plans[1], plans[2]));
-        }
-        Ok(session)
-    };
+    let mut prepare = |tape: Tape| device.prepare(tape, &Options::default());
     let bar = progress::bar(common, 0, "steps");
     let steps = job.settings.sampling.schedule(job.scheduler)?.rows.len();
     let mut finished = 0;
@@ -153,6 +150,11 @@ fn tell(common: &Common, bar: &ProgressBar, steps: usize, finished: &mut usize, 
             if *resumed > 0 {
                 speak(format!("{resumed} samples are there already; {samples} to make"));
             }
+        }
+        Event::Prepared { memory, notes } => {
+            let [encode, step, decode] = memory.map(speech::bytes);
+            speak(format!("memory of the plans: {} (encode {encode}, step {step}, decode {decode})", speech::bytes(memory.iter().sum())));
+            notes.iter().for_each(|note| bar.suspend(|| eprintln!("note: {note}")));
         }
         Event::Step { done, images, .. } => bar.set_position((*finished * steps + done * images) as u64),
         Event::Written(record) => {
@@ -250,6 +252,8 @@ fn settings(
             sources: Policy::parse(&args.sources)?,
             dilate_px: args.dilate.unwrap_or(model.index.dilate_px),
             feather_px: args.feather,
+            posterior: Posterior::parse(&args.posterior)?,
+            tiles: Tiles::parse(&args.tiles)?,
         },
         data: Data {
             dataset: d.dataset.clone().unwrap_or_default(),

@@ -9,10 +9,12 @@ pub mod inpaint;
 pub mod lcm;
 pub mod linear;
 pub mod pndm;
+pub mod posterior;
 pub mod region;
 pub mod schedule;
 pub mod scheduler;
 pub mod sigmas;
+pub mod tiles;
 mod timesteps;
 pub mod unipc;
 

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::base::{Error, Kind, Result};
+use crate::diffusion::posterior::Posterior;
+use crate::diffusion::tiles::Tiles;
 use crate::diffusion::{Class, Schedule, Scheduler, Walk};
 use crate::driver::files;
 use crate::driver::sources::{MAX_SAMPLES, Policy};
@@ -46,6 +48,10 @@ pub struct Sampling {
     pub sources: Policy,
     pub dilate_px: usize,
     pub feather_px: usize,
+    #[serde(default)]
+    pub posterior: Posterior,
+    #[serde(default)]
+    pub tiles: Tiles,
 }
 
 /// Where the images, masks and labels are.
@@ -149,6 +155,8 @@ impl Sampling {
             ("sources", self.sources.name().to_string()),
             ("dilate_px", self.dilate_px.to_string()),
             ("feather_px", self.feather_px.to_string()),
+            ("posterior", self.posterior.name().to_string()),
+            ("tiles", self.tiles.to_string()),
         ]
     }
 
@@ -212,6 +220,8 @@ pub(crate) mod tests {
                 sources: Policy::SameClassThenAny,
                 dilate_px: 4,
                 feather_px: 0,
+                posterior: Posterior::Mode,
+                tiles: Tiles::Auto,
             },
             data: Data { dataset: "data".into(), labels: Some("data/labels.csv".into()), ..Data::default() },
             execution: Execution { device: "cpu".to_string(), precision: "f32".to_string(), batch: 4, shard: Shard { index: 2, of: 3 }, limit: None },
@@ -229,6 +239,7 @@ pub(crate) mod tests {
         let path = dir.path().join(RUN_TOML);
         let mut s = settings();
         s.sampling.guidance = 0.1 + 0.2;
+        (s.sampling.posterior, s.sampling.tiles) = (Posterior::Sample, Tiles::Pixels(256));
         s.execution.limit = Some(3);
         s.write(&path).unwrap();
         assert_eq!(RunSettings::read(&path).unwrap(), s);
@@ -252,6 +263,8 @@ pub(crate) mod tests {
             ("shard = \"2/3\"", "shard = \"4/3\"", "--shard: 4/3"),
             ("sources = \"same-class-then-any\"", "sources = \"near\"", "near"),
             ("batch = 4", "batch = -4", "batch"),
+            ("tiles = \"auto\"", "tiles = \"0\"", "--tiles: 0"),
+            ("posterior = \"mode\"", "posterior = \"mean\"", "mean"),
         ] {
             assert!(text.contains(from));
             std::fs::write(&path, text.replace(from, to)).unwrap();
@@ -279,7 +292,7 @@ pub(crate) mod tests {
     #[test]
     fn every_setting_of_the_identity_counts() {
         let base = settings().sampling;
-        let changes: [fn(&mut Sampling); 11] = [
+        let changes: [fn(&mut Sampling); 13] = [
             |s| s.model_sha256 = "x".to_string(),
             |s| s.dataset_sha256 = "x".to_string(),
             |s| s.seed = 8,
@@ -291,6 +304,8 @@ pub(crate) mod tests {
             |s| s.sources = Policy::Head,
             |s| s.dilate_px = 5,
             |s| s.feather_px = 1,
+            |s| s.posterior = Posterior::Sample,
+            |s| s.tiles = Tiles::Off,
         ];
         for change in changes {
             let mut other = base.clone();

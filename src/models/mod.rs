@@ -4,6 +4,7 @@
 pub mod autoencoder_blocks;
 pub mod autoencoder_config;
 pub mod autoencoder_kl;
+pub mod autoencoder_tiny;
 pub mod class_tokens;
 pub mod classifier;
 pub mod clip_text;

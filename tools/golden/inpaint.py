@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel, UNet2DModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2DModel
 
 from golden import schedulers, taesd, unet
 from golden.files import Json, Tensors, normal, smooth_image
@@ -44,6 +44,8 @@ class Job:
     eta: float
     strength: float
     variance_noise: list
+    # What samples the encoder's posterior: the image's and the masked image's. None: its mode.
+    posterior_noise: tuple | None = None
 
 
 def load(directory):
@@ -70,7 +72,8 @@ def inpaint(model, job):
     hole_latent = F.max_pool2d(job.hole, cell)
     hole = F.interpolate(hole_latent, scale_factor=cell, mode="nearest")
     masked_image = job.image * (1 - hole) + model.index["masked_fill"] * hole
-    z0, masked = model.encoder(job.image) * scale, model.encoder(masked_image) * scale
+    noises = job.posterior_noise or (None, None)
+    z0, masked = (model.encoder(*([image] if noise is None else [image, noise])) * scale for image, noise in zip((job.image, masked_image), noises))
     out = {"image": job.image, "hole": hole, "hole_latent": hole_latent, "masked_image": masked_image, "z0": z0, "masked_latents": masked}
 
     timesteps = schedulers.begin(scheduler, job.steps, job.steps - int(job.steps * job.strength))
@@ -89,6 +92,8 @@ def inpaint(model, job):
         if job.eta > 0:
             out[f"variance_noise_{k}"] = job.variance_noise[k]
     decoded = model.decoder(x / scale).clamp(0, 1)
+    if job.posterior_noise:
+        out |= dict(zip(("posterior_noise", "masked_posterior_noise"), job.posterior_noise))
     out |= {"noise": job.noise, "class_labels": job.class_labels.int(), "timesteps": timesteps.int()}
     return out | {"decoded": decoded, "output": decoded * hole + job.image * (1 - hole)}
 
@@ -131,16 +136,31 @@ def tiny_with_tokens(name, unet_input, classes=None, **index):
     return model, files | {"class_tokens.safetensors": Tensors({"class_tokens": tokens})}
 
 
-def assemble(name, net, unet_files, **settings):
+def kl(name):
+    """Encoder and decoder of an AutoencoderKL between images in [0, 1] and the denoiser's latents before their scale."""
+    count, shift = 4, 0.125
+    model, files = unet.build(
+        name, AutoencoderKL, down_block_types=("DownEncoderBlock2D",) * count, up_block_types=("UpDecoderBlock2D",) * count,
+        block_out_channels=(4,) * count, norm_num_groups=2, latent_channels=LATENT, sample_size=SIZE, shift_factor=shift,
+    )
+
+    def encode(image, noise):
+        posterior = model.encode(2 * image - 1).latent_dist
+        return posterior.mean + posterior.std * noise - shift
+
+    return {"encoder": encode, "decoder": lambda latents: (model.decode(latents + shift).sample + 1) / 2}, files
+
+
+def assemble(name, net, unet_files, vae=None, **settings):
     """The model directory around a UNet."""
-    parts, vae_files = taesd.build(f"{name}/vae", 8, LATENT, True)
+    parts, vae_files = vae or taesd.build(f"{name}/vae", 8, LATENT, True)
     # A short noise range: random weights do not denoise, and a long one would let the latents grow.
     scheduler = DDIMScheduler(beta_start=0.0002, beta_end=0.004, beta_schedule="linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     index = {
         "_class_name": "ClassConditionalInpaint",
         "unet": ["diffusers", type(net).__name__],
         "scheduler": ["diffusers", "DDIMScheduler"],
-        "vae": ["taesd", "TAESD"],
+        "vae": ["diffusers", "AutoencoderKL"] if vae else ["taesd", "TAESD"],
         "image_size": SIZE,
         "scaling_factor": 0.75,
         "class_names": CLASSES,
@@ -171,6 +191,8 @@ def trajectories(name, model, files, walks):
     """The files of models/<name>: the model's directory, and a trajectory for each of `walks`."""
     for file, steps, guidance, eta, strength in walks:
         job = tiny_job(f"{name}/{file}", steps, guidance, eta, strength)
+        if model.index["vae"][1] == "AutoencoderKL":
+            job.posterior_noise = tuple(normal((name, file, part), job.noise.shape) for part in ("posterior_noise", "masked_posterior_noise"))
         mask, dilate_px = job.hole, model.index["dilate_px"]
         job.hole = F.max_pool2d(mask, 2 * dilate_px + 1, stride=1, padding=dilate_px)
         settings = {"steps": str(steps), "guidance": str(guidance), "eta": str(eta), "strength": str(strength)}
@@ -216,6 +238,13 @@ def other_schedulers(name, model):
     return {f"models/{name}/schedulers.safetensors": Tensors(tensors, settings)}
 
 
+def inpaint_posterior():
+    """The latents of image and masked image are samples of an AutoencoderKL's posterior."""
+    name = "inpaint-posterior"
+    model, files = tiny_with_tokens(name, UNET_INPUT, vae=kl(f"{name}/vae"))
+    return trajectories(name, model, files, (("io", 3, 2.0, 0.0, 0.7),))
+
+
 def prove(reference):
     """The worst relative difference (of the rms) from the trajectories recorded with real weights, per file."""
     from safetensors import safe_open
@@ -233,4 +262,4 @@ def prove(reference):
         yield path.name, {key: float((ours[key] - value).abs().max() / value.double().pow(2).mean().sqrt()) for key, value in told.items()}
 
 
-FIXTURES = {"models/inpaint-tiny": inpaint_tiny, "models/inpaint-tokens": inpaint_tokens, "models/inpaint-known": inpaint_known}
+FIXTURES = {"models/inpaint-tiny": inpaint_tiny, "models/inpaint-tokens": inpaint_tokens, "models/inpaint-known": inpaint_known, "models/inpaint-posterior": inpaint_posterior}
