@@ -104,8 +104,9 @@ fn first_of_its_model(part: &Part, seen: &mut Vec<String>) -> bool {
 /// A file at or below the path, with its tensors or the reason why they can't be read.
 type WeightFile = (PathBuf, Result<Store>);
 
-/// Every file of tensors at or below the path, two folders deep; an ONNX file is a graph, which its component tells of. A file that was asked for by its own name must be readable; a folder
-/// may hold others of the same ending (`training_args.bin`), which are shown with the reason why they are not.
+/// Every file of tensors at or below the path, two folders deep. A file that was asked for by its own name must be readable; a folder
+/// may hold others of the same ending (`training_args.bin`), which are shown with the reason why they are not. An ONNX file has none:
+/// its component tells what it holds.
 fn weight_files(path: &Path) -> Result<Vec<WeightFile>> {
     if path.extension().is_some_and(|e| e == "onnx") {
         return Ok(Vec::new());

@@ -101,7 +101,7 @@ pub fn recognise(path: &Path) -> Result<Found> {
         return Ok(Found::Pipeline { folder: path.to_path_buf(), class });
     }
     let beside = if path.is_dir() { path.join("config.json") } else { path.with_file_name("config.json") };
-    let config = beside.is_file().then(|| Config::read(&beside)).transpose()?;
+    let config = beside.exists().then(|| Config::read(&beside)).transpose()?;
     if path.is_dir()
         && let Some(config) = config
     {
