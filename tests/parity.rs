@@ -82,18 +82,29 @@ fn write_checkpoint(folder: &Path, to: &Path) -> PathBuf {
             None => tensors.push((name, shape, values)),
         }
     }
-    for (name, shape, values) in tensors {
-        writer.f32(&name, &shape, values).unwrap();
-    }
     let file = to.join(recipe["file"].as_str().unwrap());
-    writer.write(&file).unwrap();
+    let is_graph = folder.join("model.onnx").is_file();
+    if is_graph {
+        // Values of a graph beside it, one after the other.
+        let raw: Vec<u8> = tensors.iter().flat_map(|(_, _, values)| values.iter().flat_map(|v| v.to_le_bytes())).collect();
+        std::fs::write(&file, raw).unwrap();
+    } else {
+        for (name, shape, values) in tensors {
+            writer.f32(&name, &shape, values).unwrap();
+        }
+        writer.write(&file).unwrap();
+    }
     for entry in std::fs::read_dir(folder).unwrap().flatten() {
         let name = entry.file_name();
         if name != "weights.json" && !name.to_string_lossy().ends_with(".safetensors") {
             std::fs::copy(entry.path(), to.join(name)).unwrap();
         }
     }
-    if to.join("config.json").is_file() { to.to_path_buf() } else { file }
+    match to.join("config.json").is_file() {
+        true => to.to_path_buf(),
+        false if is_graph => to.join("model.onnx"),
+        false => file,
+    }
 }
 
 /// A tape of one forward, the values of its inputs, and its outputs.

@@ -22,7 +22,7 @@ const SKIPPED_SHOWN: usize = 12;
 
 #[derive(clap::Args)]
 pub(crate) struct InspectArgs {
-    /// A model folder, a component's folder or a file of safetensors or PyTorch
+    /// A model folder, a component's folder or a file of safetensors, PyTorch or ONNX
     path: PathBuf,
     /// Images per forward for the cost and memory columns
     #[arg(long, default_value_t = 1)]
@@ -105,8 +105,12 @@ fn first_of_its_model(part: &Part, seen: &mut Vec<String>) -> bool {
 type WeightFile = (PathBuf, Result<Store>);
 
 /// Every file of tensors at or below the path, two folders deep. A file that was asked for by its own name must be readable; a folder
-/// may hold others of the same ending (`training_args.bin`), which are shown with the reason why they are not.
+/// may hold others of the same ending (`training_args.bin`), which are shown with the reason why they are not. An ONNX file has none:
+/// its component tells what it holds.
 fn weight_files(path: &Path) -> Result<Vec<WeightFile>> {
+    if path.extension().is_some_and(|e| e == "onnx") {
+        return Ok(Vec::new());
+    }
     if path.is_file() {
         return Ok(vec![(path.to_path_buf(), Ok(Store::open(path)?))]);
     }

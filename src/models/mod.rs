@@ -26,6 +26,7 @@ pub mod monai_config;
 pub mod monai_names;
 pub mod monai_unet;
 pub mod name_map;
+pub mod onnx;
 pub mod preprocess;
 pub mod recognise;
 pub mod resnet;

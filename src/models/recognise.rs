@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use crate::base::{Error, Kind, Result};
 use crate::models::model::{Architecture, Checkpoint, Model};
 use crate::models::{
-    autoencoder_kl, autoencoder_tiny, clip_text, convnext, deeplab, densenet, efficientnet, inception, monai_autoencoder, monai_unet, resnet, single_file,
-    smp_unet, squeezenet, swin, taesd, taesd_part, unet_2d, unet_2d_condition, vit, vq_model, wrapper,
+    autoencoder_kl, autoencoder_tiny, clip_text, convnext, deeplab, densenet, efficientnet, inception, monai_autoencoder, monai_unet, onnx, resnet,
+    single_file, smp_unet, squeezenet, swin, taesd, taesd_part, unet_2d, unet_2d_condition, vit, vq_model, wrapper,
 };
 use crate::weights::{Config, Store};
 
@@ -40,6 +40,7 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &deeplab::ARCHITECTURE,
     &smp_unet::ARCHITECTURE,
     &clip_text::ARCHITECTURE,
+    &onnx::ARCHITECTURE,
 ];
 
 /// What was found at a path.

@@ -138,7 +138,8 @@ fn read_global_pool(c: &Config) -> Result<Option<String>> {
 }
 
 /// `label_names` (or its older name `labels`): a list, or an object from the class's number to its name.
-fn labels(c: &Config, num_classes: Option<usize>) -> Result<Option<Vec<String>>> {
+/// Names of the classes: a list, or an object by their numbers.
+pub fn labels(c: &Config, num_classes: Option<usize>) -> Result<Option<Vec<String>>> {
     let field = if c.has("label_names") { "label_names" } else { "labels" };
     let names = match c.object_names(field) {
         Some(numbers) => {
