@@ -38,7 +38,7 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> Result<Outcome> {
     let components = match &found {
         Found::Model { architecture, .. } => parts(found.load()?.as_ref(), architecture.name, batch)?,
         Found::Pipeline { folder, class } => pipeline(folder, class, batch)?,
-        Found::Unknown { .. } => Vec::new(),
+        Found::Lora { .. } | Found::Unknown { .. } => Vec::new(),
     };
     let files = weight_files(&args.path)?;
     let mut report = json!({ "path": args.path.display().to_string(), "architecture": found.name(), "files": [], "components": [] });

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use crate::base::{Error, Kind, Result};
-use crate::models::model::{Architecture, Checkpoint, Model};
+use crate::models::lora::{self, Lora};
+use crate::models::model::{Architecture, Checkpoint, Loras, Model};
 use crate::models::{
     autoencoder_kl, clip_text, convnext, deeplab, densenet, efficientnet, inception, monai_autoencoder, monai_unet, resnet, single_file, smp_unet, squeezenet,
     swin, taesd, taesd_part, unet_2d, unet_2d_condition, vit, vq_model,
@@ -52,6 +53,10 @@ pub enum Found {
         architecture: &'static Architecture,
         checkpoint: Checkpoint,
     },
+    /// Changes of a model's weights.
+    Lora {
+        path: PathBuf,
+    },
     /// Tensors of no known architecture.
     Unknown {
         path: PathBuf,
@@ -64,14 +69,35 @@ impl Found {
         match self {
             Found::Pipeline { class, .. } => format!("model folder of a {class}"),
             Found::Model { architecture, .. } => architecture.name.to_string(),
+            Found::Lora { .. } => "LoRA".to_string(),
             Found::Unknown { .. } => "tensors of an unknown architecture".to_string(),
         }
     }
 
-    /// Loads a single model. Pipelines and unknown tensors are errors that say so.
+    /// The same model with LoRAs added to its weights when it is loaded.
+    pub fn with_loras(self, loras: &[Lora]) -> Found {
+        match self {
+            Found::Model { architecture, checkpoint } => {
+                Found::Model { architecture, checkpoint: Checkpoint { loras: Loras::new(loras.to_vec()), ..checkpoint } }
+            }
+            other => other,
+        }
+    }
+
+    /// Loads a single model. Pipelines, LoRAs and unknown tensors are errors that say so.
     pub fn load(&self) -> Result<Box<dyn Model>> {
         match self {
-            Found::Model { architecture, checkpoint } => (architecture.load)(checkpoint),
+            Found::Model { architecture, checkpoint } => {
+                let model = (architecture.load)(checkpoint)?;
+                if checkpoint.loras.are_left() {
+                    let fact = format!("a {} takes no LoRA, expected a UNet or a text encoder", architecture.name);
+                    return Err(Error::new(Kind::Usage, checkpoint.path.display().to_string(), fact));
+                }
+                Ok(model)
+            }
+            Found::Lora { path } => {
+                Err(Error::new(Kind::Usage, path.display().to_string(), "is a LoRA, expected a model: a LoRA is given beside one, with --lora"))
+            }
             Found::Pipeline { folder, class } => {
                 Err(Error::new(Kind::Usage, folder.display().to_string(), format!("is a {class} of several models, expected one of its folders")))
             }
@@ -101,15 +127,21 @@ pub fn recognise(path: &Path) -> Result<Found> {
     if config_path.exists() {
         let config = Config::read(&config_path)?;
         return match ARCHITECTURES.iter().find(|row| (row.is_config)(&config)) {
-            Some(architecture) => Ok(Found::Model { architecture, checkpoint: Checkpoint { path: path.to_path_buf(), config: Some(config) } }),
+            Some(architecture) => Ok(Found::Model { architecture, checkpoint: Checkpoint::new(path, Some(config)) }),
             None => Err(unknown_config(&config)),
         };
     }
-    let found = |architecture| Found::Model { architecture, checkpoint: Checkpoint { path: path.to_path_buf(), config: None } };
+    if lora::is_folder(path) {
+        return Ok(Found::Lora { path: path.to_path_buf() });
+    }
+    let found = |architecture| Found::Model { architecture, checkpoint: Checkpoint::new(path, None) };
     if let Some(architecture) = ARCHITECTURES.iter().find(|row| (row.is_path)(path)) {
         return Ok(found(architecture));
     }
     let store = Store::open(path)?;
+    if lora::is_lora(&store) {
+        return Ok(Found::Lora { path: path.to_path_buf() });
+    }
     Ok(match ARCHITECTURES.iter().find(|row| (row.is_tensors)(&store)) {
         Some(architecture) => found(architecture),
         None => Found::Unknown { path: path.to_path_buf() },
