@@ -9,6 +9,7 @@ use crate::diffusion::inpaint::{Batch, Format, Inpainter};
 use crate::diffusion::region::Region;
 use crate::diffusion::{Schedule, Scheduler, Walk};
 use crate::exec::Device;
+use crate::models::Lora;
 use crate::models::inpaint_model::InpaintModel;
 use crate::plan::{Options, Tape};
 use crate::weights::Writer;
@@ -38,8 +39,16 @@ impl InpaintFlags {
 
 /// image `[N, 3, H, W]`, hole `[N, 1, H, W]`, noise `[N, C, h, w]`, class_labels `[N]`, with eta > 0 variance_noise_<k>
 /// -> latents_<k>, decoded, output.
-pub(crate) fn forward(device: &Device, model: &Path, flags: &InpaintFlags, options: &Options, inputs: &Tensors, out: &mut Writer) -> Result<()> {
-    let model = InpaintModel::load(model)?;
+pub(crate) fn forward(
+    device: &Device,
+    model: &Path,
+    loras: &[Lora],
+    flags: &InpaintFlags,
+    options: &Options,
+    inputs: &Tensors,
+    out: &mut Writer,
+) -> Result<()> {
+    let model = InpaintModel::load_with(model, loras)?;
     let scheduler = Scheduler::read(&model.index.scheduler_config)?;
     let walk = Walk { steps: flags.steps.unwrap_or(50), eta: flags.eta.unwrap_or(0.0), strength: flags.strength.unwrap_or(1.0) };
     let schedule = Schedule::new(&scheduler, &walk)?;

@@ -7,17 +7,17 @@ use indicatif::ProgressBar;
 use serde_json::json;
 
 use super::dataset::{self, DataSetFlags};
-use super::{Common, Outcome, progress, speech};
+use super::{Common, Outcome, lora, progress, speech};
 use crate::base::{Error, Kind, Result};
 use crate::diffusion::Scheduler;
 use crate::driver::class_plan::{Fill, plan};
 use crate::driver::dataset::{DataSet, DataSetOptions};
 use crate::driver::files::sha256_of;
-use crate::driver::run_settings::{Data, Execution, RunSettings, Sampling, Shard};
+use crate::driver::run_settings::{Data, Execution, RunSettings, Sampling, Shard, UsedLora};
 use crate::driver::sources::Policy;
 use crate::driver::synthesize::{Event, Job, Summary, dataset_sha256, synthesize};
 use crate::exec::Device;
-use crate::models::InpaintModel;
+use crate::models::{InpaintModel, Lora};
 use crate::plan::{Options, Tape};
 
 /// Images at once when nothing is said. Guidance doubles it inside the model.
@@ -29,12 +29,14 @@ pub(crate) struct SynthesizeArgs {
     #[arg(long, value_name = "PATH", required_unless_present = "config")]
     model: Option<PathBuf>,
     #[command(flatten)]
+    lora: lora::LoraFlags,
+    #[command(flatten)]
     data: DataSetFlags,
     /// The folder to write; a run of the same settings in it is resumed [default with --config: its folder]
     #[arg(long, value_name = "DIR", required_unless_present = "config")]
     out: Option<PathBuf>,
     /// Settings of an earlier run: makes the same samples again
-    #[arg(long, value_name = "run.toml", conflicts_with_all = ["model", "dataset", "labels", "images", "masks", "classes", "per_class", "fill", "seed", "steps", "guidance", "strength", "eta", "sources", "dilate", "feather", "shard"])]
+    #[arg(long, value_name = "run.toml", conflicts_with_all = ["model", "dataset", "labels", "images", "masks", "classes", "per_class", "fill", "seed", "steps", "guidance", "strength", "eta", "sources", "dilate", "feather", "shard", "lora"])]
     config: Option<PathBuf>,
     /// Names of the model's classes, separated by commas [default: all]
     #[arg(long, value_delimiter = ',')]
@@ -86,15 +88,20 @@ pub(crate) fn run(common: &Common, args: &SynthesizeArgs) -> Result<Outcome> {
     let device = common.open(&request)?;
     let out = out_folder(args)?;
     let model_path = earlier.as_ref().map_or_else(|| args.model.clone().unwrap_or_default(), |s| s.sampling.model.clone());
-    let model = InpaintModel::load(&model_path)?;
+    let loras = match &earlier {
+        Some(settings) => settings.sampling.loras.iter().map(|lora| Lora::open(&lora.path, lora.weight)).collect::<Result<Vec<_>>>()?,
+        None => args.lora.open()?,
+    };
+    let used_loras = lora::used(&loras)?;
+    let model = InpaintModel::load_with(&model_path, &loras)?;
     let scheduler = Scheduler::read(&model.index.scheduler_config)?;
     let options = earlier.as_ref().map_or_else(|| args.data.options(), |s| data_options(&s.data));
     let data = dataset::open(common, &options)?;
     let (batch, auto) = batch(args)?;
     let model_sha256 = sha256_of(&model_path)?;
     let mut settings = match earlier {
-        Some(settings) => repeat(settings, &model_sha256, &data)?,
-        None => settings(args, &model_path, model_sha256, &model, &data)?,
+        Some(settings) => repeat(settings, &model_sha256, &used_loras, &data)?,
+        None => settings(args, &model_path, model_sha256, used_loras, &model, &data)?,
     };
     settings.execution.device = request;
     settings.execution.limit = args.limit;
@@ -210,10 +217,13 @@ fn data_options(data: &Data) -> DataSetOptions {
 }
 
 /// The settings of an earlier run, which must still find the same model and sources.
-fn repeat(settings: RunSettings, model_sha256: &str, data: &DataSet) -> Result<RunSettings> {
+fn repeat(settings: RunSettings, model_sha256: &str, loras: &[UsedLora], data: &DataSet) -> Result<RunSettings> {
     let changed = |place: &str, fact: &str| Err(Error::new(Kind::Data, place, format!("{fact} than when the run was made: the samples would differ")));
     if settings.sampling.model_sha256 != model_sha256 {
         return changed("--config: model", "the model's files are others");
+    }
+    if let Some(lora) = settings.sampling.loras.iter().zip(loras).find(|(then, now)| then.sha256 != now.sha256) {
+        return changed("--config: loras", &format!("{} is another", lora.0.path.display()));
     }
     if settings.sampling.dataset_sha256 != dataset_sha256(data) {
         return changed("--config: dataset", "the data set has other sources");
@@ -221,7 +231,7 @@ fn repeat(settings: RunSettings, model_sha256: &str, data: &DataSet) -> Result<R
     Ok(settings)
 }
 
-fn settings(args: &SynthesizeArgs, model_path: &Path, model_sha256: String, model: &InpaintModel, data: &DataSet) -> Result<RunSettings> {
+fn settings(args: &SynthesizeArgs, model_path: &Path, model_sha256: String, loras: Vec<UsedLora>, model: &InpaintModel, data: &DataSet) -> Result<RunSettings> {
     let d = &args.data;
     Ok(RunSettings {
         naevus_version: env!("CARGO_PKG_VERSION").to_string(),
@@ -237,6 +247,7 @@ fn settings(args: &SynthesizeArgs, model_path: &Path, model_sha256: String, mode
             sources: Policy::parse(&args.sources)?,
             dilate_px: args.dilate.unwrap_or(model.index.dilate_px),
             feather_px: args.feather,
+            loras,
         },
         data: Data {
             dataset: d.dataset.clone().unwrap_or_default(),

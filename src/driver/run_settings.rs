@@ -43,6 +43,18 @@ pub struct Sampling {
     pub sources: Policy,
     pub dilate_px: usize,
     pub feather_px: usize,
+    /// Merged into the model's weights.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loras: Vec<UsedLora>,
+}
+
+/// A LoRA and the weight that it was merged with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UsedLora {
+    pub path: PathBuf,
+    pub sha256: String,
+    pub weight: f64,
 }
 
 /// Where the images, masks and labels are.
@@ -140,7 +152,13 @@ impl Sampling {
             ("sources", self.sources.name().to_string()),
             ("dilate_px", self.dilate_px.to_string()),
             ("feather_px", self.feather_px.to_string()),
+            ("loras", self.told_loras()),
         ]
+    }
+
+    fn told_loras(&self) -> String {
+        let all: Vec<String> = self.loras.iter().map(|lora| format!("{}={}", lora.sha256, lora.weight)).collect();
+        if all.is_empty() { "none".to_string() } else { all.join(" ") }
     }
 
     /// SHA-256 of the lines `name=value`.
@@ -202,6 +220,7 @@ pub(crate) mod tests {
                 sources: Policy::SameClassThenAny,
                 dilate_px: 4,
                 feather_px: 0,
+                loras: Vec::new(),
             },
             data: Data { dataset: "data".into(), labels: Some("data/labels.csv".into()), ..Data::default() },
             execution: Execution { device: "cpu".to_string(), precision: "f32".to_string(), batch: 4, shard: Shard { index: 2, of: 3 }, limit: None },
@@ -220,6 +239,7 @@ pub(crate) mod tests {
         let mut s = settings();
         s.sampling.guidance = 0.1 + 0.2;
         s.execution.limit = Some(3);
+        s.sampling.loras.push(UsedLora { path: "lora.safetensors".into(), sha256: "cc".to_string(), weight: -0.3 });
         s.write(&path).unwrap();
         assert_eq!(RunSettings::read(&path).unwrap(), s);
         let text = std::fs::read_to_string(&path).unwrap();
@@ -265,7 +285,7 @@ pub(crate) mod tests {
     #[test]
     fn every_setting_of_the_identity_counts() {
         let base = settings().sampling;
-        let changes: [fn(&mut Sampling); 10] = [
+        let changes: [fn(&mut Sampling); 11] = [
             |s| s.model_sha256 = "x".to_string(),
             |s| s.dataset_sha256 = "x".to_string(),
             |s| s.seed = 8,
@@ -276,6 +296,7 @@ pub(crate) mod tests {
             |s| s.sources = Policy::Head,
             |s| s.dilate_px = 5,
             |s| s.feather_px = 1,
+            |s| s.loras.push(UsedLora { path: "x".into(), sha256: "cc".to_string(), weight: 0.5 }),
         ];
         for change in changes {
             let mut other = base.clone();

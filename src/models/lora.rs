@@ -201,7 +201,10 @@ fn modules(store: &Store) -> Result<(BTreeMap<Place, Found>, BTreeSet<Convention
     }
     let strangers: Vec<&str> = store.names().filter(|name| lora_names::parse(name).is_none()).collect();
     if !strangers.is_empty() {
-        return Err(error(store, format!("{} is no part of a LoRA, expected lora_A and lora_B, lora.down and lora.up, or lora_down and lora_up", list(&strangers))));
+        return Err(error(
+            store,
+            format!("{} is no part of a LoRA, expected lora_A and lora_B, lora.down and lora.up, or lora_down and lora_up", list(&strangers)),
+        ));
     }
     let (mut found, mut conventions): (BTreeMap<Place, Found>, _) = (BTreeMap::new(), BTreeSet::new());
     for (text, name) in store.names().filter_map(|text| Some((text, lora_names::parse(text)?))) {

@@ -139,7 +139,12 @@ fn first<T: Copy>(patterns: &[(Pattern, T)], module: &str) -> Option<T> {
 
 fn check_init(c: &Config, value: &Value) -> Result<()> {
     let is_plain = value.is_boolean() || value.as_str().is_some_and(|text| PLAIN_INITS.contains(&text));
-    let fact = || format!("{}, expected true, false or one of {PLAIN_INITS:?}: others change the model's own weights", value.to_string().chars().take(80).collect::<String>());
+    let fact = || {
+        format!(
+            "{}, expected true, false or one of {PLAIN_INITS:?}: others change the model's own weights",
+            value.to_string().chars().take(80).collect::<String>()
+        )
+    };
     if is_plain { Ok(()) } else { Err(c.error("init_lora_weights", fact())) }
 }
 

@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn published_unets_have_both_names_and_none_means_two() {
-        assert_eq!(holds(include_str!("../../tests/golden/names/sd1-inpaint.txt")), 278);
+        assert_eq!(holds(include_str!("../../tests/golden/names/sd1-inpaint.txt")), 282);
         assert!(holds(include_str!("../../tests/golden/names/sd2-depth.txt")) > 200);
         assert!(holds(include_str!("../../tests/golden/names/sdxl.txt")) > 700);
         assert!(holds(include_str!("../../tests/golden/names/sdxl-refiner.txt")) > 200);
