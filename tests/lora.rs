@@ -54,7 +54,7 @@ fn unfit(path: &Path, rows: &Rows) -> String {
 }
 
 fn one_line(text: String) -> String {
-    assert!(!text.contains('\n') && text.len() < 2000, "{text}");
+    assert!(!text.contains('\n') && text.len() < 2000, "{}", text.chars().take(300).collect::<String>());
     text
 }
 
@@ -284,4 +284,86 @@ fn folders_of_one_model_answer_for_their_parts() {
         }
         assert!(load(folder, &open("lora_unet_")).unwrap_err().contains("for a unet, which the model does not have"));
     }
+}
+
+/// PEFT's folder and a model that it fits.
+struct Attacked {
+    dir: TempDir,
+}
+
+impl Attacked {
+    fn new() -> Attacked {
+        let (dir, from) = (TempDir::new().unwrap(), golden("lora-sd1"));
+        std::fs::create_dir_all(dir.path().join("lora")).unwrap();
+        zeros(&from, &dir.path().join("diffusion_pytorch_model.safetensors"));
+        std::fs::copy(from.join("config.json"), dir.path().join("config.json")).unwrap();
+        for file in ["adapter_model.safetensors", "adapter_config.json"] {
+            std::fs::copy(from.join("loras/rslora").join(file), dir.path().join("lora").join(file)).unwrap();
+        }
+        Attacked { dir }
+    }
+
+    fn path(&self, file: &str) -> PathBuf {
+        self.dir.path().join("lora").join(file)
+    }
+
+    /// Opens the LoRA and merges it. A panic or an error of several lines fails the test.
+    fn load(&self) -> Result<(), String> {
+        let merged = Lora::open(&self.dir.path().join("lora"), 1.0).and_then(|lora| recognise(self.dir.path())?.with_loras(&[lora]).load());
+        merged.map(|_| ()).map_err(|e| one_line(e.to_string()))
+    }
+}
+
+#[test]
+fn broken_files_are_one_error() {
+    let attacked = Attacked::new();
+    assert_eq!(attacked.load(), Ok(()));
+    let path = attacked.path("adapter_model.safetensors");
+    let whole = std::fs::read(&path).unwrap();
+    let header = u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    let from = 8 + whole[8..].iter().position(|&byte| byte == b'}').unwrap() + 1;
+    for length in [0, 7, 8, 8 + header / 2, 8 + header, whole.len() - 1] {
+        std::fs::write(&path, &whole[..length]).unwrap();
+        assert!(attacked.load().unwrap_err().contains("adapter_model.safetensors"), "{length} bytes");
+    }
+    for at in (from..8 + header - 8).step_by(header / 120) {
+        for flip in [0x01, 0x20, 0x80] {
+            let mut bytes = whole.clone();
+            bytes[at] ^= flip;
+            std::fs::write(&path, &bytes).unwrap();
+            assert!(attacked.load().is_err(), "byte {at} changed by {flip:#x} was accepted");
+        }
+    }
+}
+
+#[test]
+fn no_value_of_a_setting_breaks_the_program() {
+    let attacked = Attacked::new();
+    let path = attacked.path("adapter_config.json");
+    let settings: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    let poisons = [
+        serde_json::json!(null),
+        serde_json::json!(-1),
+        serde_json::json!(1e300),
+        serde_json::json!(u64::MAX),
+        serde_json::json!("x".repeat(100_000)),
+        serde_json::json!(true),
+        serde_json::json!([1]),
+        serde_json::json!({"(": {"b": 1}}),
+        serde_json::json!({"to_q": 1}),
+    ];
+    let mut refused = 0;
+    for field in settings.as_object().unwrap().keys() {
+        for poison in &poisons {
+            let mut changed = settings.clone();
+            changed[field] = poison.clone();
+            std::fs::write(&path, changed.to_string()).unwrap();
+            refused += usize::from(attacked.load().is_err());
+        }
+    }
+    assert!(refused > 100, "only {refused} refused");
+    let mut changed = settings.clone();
+    changed["surprise"] = serde_json::json!(1);
+    std::fs::write(&path, changed.to_string()).unwrap();
+    assert!(attacked.load().unwrap_err().contains("`surprise`"));
 }

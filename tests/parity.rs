@@ -22,7 +22,7 @@ One row per architecture and component: a small random checkpoint with the publi
 recognised and loaded from its files alone and run on both executors. The last columns are the root mean square of the difference from the
 original library's forward in float64 (diffusers, transformers, timm, torchvision, segmentation-models-pytorch, MONAI), relative to that of the
 expected values; a row above 1e-4 fails the test and names the first module that differs. `modules` is how many of the library's modules
-are compared by their paths.
+are compared by their paths. A row with `+` has LoRA files merged into that checkpoint, as diffusers and PEFT do it.
 
 `tools/golden.py` makes the goldens; `NAEVUS_TABLE=docs/parity.md cargo test --test parity` writes this page.
 

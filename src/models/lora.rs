@@ -195,7 +195,7 @@ fn error(store: &Store, fact: impl Into<String>) -> Error {
 
 /// Tensors by module. Fails at the first kind of tensor that is none of a LoRA's, and counts its like.
 fn modules(store: &Store) -> Result<(BTreeMap<Place, Found>, BTreeSet<Convention>)> {
-    for kind in store.names().filter_map(lora_names::other_kind).take(1) {
+    if let Some(kind) = store.names().find_map(lora_names::other_kind) {
         let names: Vec<&str> = store.names().filter(|name| lora_names::other_kind(name) == Some(kind)).collect();
         return Err(error(store, format!("{} is {kind}, expected plain LoRA: no other kind of change is supported", list(&names))));
     }

@@ -83,6 +83,7 @@ impl Adapter {
     pub fn from_config(c: &Config) -> Result<Adapter> {
         let kind = c.text("peft_type", Some("LORA"))?;
         if kind != "LORA" {
+            let kind: String = kind.chars().take(80).collect();
             return Err(c.error("peft_type", format!("{kind:?}, expected \"LORA\": no other kind of adapter is supported")));
         }
         let refused = |field: &str, what: &str| c.error(field, format!("true, expected false: {what} is not supported"));
