@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::base::{Error, Kind, Result};
-use crate::driver::run_settings::UsedLora;
+use crate::driver::run_settings::{UsedLora, first_scheduler};
 
 /// `status` of a sample whose image is on the disk.
 pub const WRITTEN: &str = "written";
@@ -32,6 +32,9 @@ pub struct Record {
     pub seed: u64,
     /// The noise's key beside the seed: class and number of the sample.
     pub job: u64,
+    /// `ddim`, `euler` ...
+    #[serde(default = "first_scheduler")]
+    pub scheduler: String,
     pub steps: usize,
     pub guidance: f64,
     pub strength: f64,
@@ -161,6 +164,7 @@ pub(crate) mod tests {
             output_sha256: "22".repeat(32),
             seed: 7,
             job: 3 << 32,
+            scheduler: first_scheduler(),
             steps: 20,
             guidance: 3.0,
             strength: 1.0,

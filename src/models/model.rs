@@ -10,6 +10,7 @@ use crate::base::{DType, Error, Kind, Result};
 use crate::models::lora::{self, Lora};
 use crate::models::lora_names::LoraPart;
 use crate::models::preprocess::Preprocess;
+use crate::models::wrapper;
 use crate::plan::{Layout, Tape, Tensor};
 use crate::weights::{Config, Scope, Store};
 
@@ -206,6 +207,8 @@ pub struct Checkpoint {
     pub path: PathBuf,
     /// config.json of the folder.
     pub config: Option<Config>,
+    /// What stands before every name in the file, `model.`; mostly nothing.
+    pub wrapper: String,
     /// What is added to the weights.
     pub loras: Loras,
 }
@@ -236,7 +239,12 @@ impl Loras {
 
 impl Checkpoint {
     pub fn new(path: &Path, config: Option<Config>) -> Checkpoint {
-        Checkpoint { path: path.to_path_buf(), config, loras: Loras::default() }
+        Checkpoint { path: path.to_path_buf(), config, wrapper: String::new(), loras: Loras::default() }
+    }
+
+    /// The same with a step before every name in the file.
+    pub fn wrapped(self, wrapper: String) -> Checkpoint {
+        Checkpoint { wrapper, ..self }
     }
 
     /// The configuration; an error where there is none.
@@ -246,9 +254,15 @@ impl Checkpoint {
         self.config.as_ref().ok_or_else(absent)
     }
 
+    /// The weights under the model's own names.
+    pub fn store(&self) -> Result<Store> {
+        let store = Store::open(&self.path)?;
+        if self.wrapper.is_empty() { Ok(store) } else { wrapper::remove(store, &self.wrapper) }
+    }
+
     /// The root of the weights, with LoRAs added; `model` names it in errors.
     pub fn scope(&self, model: &str) -> Result<Scope> {
-        let mut store = Store::open(&self.path).map_err(|e| e.within(model))?;
+        let mut store = self.store().map_err(|e| e.within(model))?;
         self.add_loras(&mut store, model)?;
         Ok(Scope::new(store, model))
     }

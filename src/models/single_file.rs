@@ -42,7 +42,7 @@ fn load_text_encoder(part: LdmPart) -> Result<Box<dyn Model>> {
 
 impl SingleFile {
     pub fn load(checkpoint: &Checkpoint) -> Result<SingleFile> {
-        let mut parts = ldm::parts(&Store::open(&checkpoint.path)?)?;
+        let mut parts = ldm::parts(&checkpoint.store()?)?;
         let own = [(LoraPart::Unet, &mut parts.unet), (LoraPart::TextEncoder, &mut parts.text_encoder), (LoraPart::TextEncoder2, &mut parts.text_encoder_2)];
         let mut stores: Vec<_> = own.into_iter().filter_map(|(name, part)| Some((name, &mut part.as_mut()?.store))).collect();
         checkpoint.loras.merge(&mut stores)?;
