@@ -22,6 +22,8 @@ const METADATA: &str = "lora_adapter_metadata";
 const BASE_MODEL: [&str; 3] = ["modelspec.architecture", "ss_base_model_version", "ss_sd_model_name"];
 /// Names that an error lists.
 const LISTED: usize = 6;
+/// Shapes that do not fit that it lists.
+const LISTED_SHAPES: usize = 2;
 /// Largest weight that a user may give, either way.
 const MAX_WEIGHT: f64 = 1e4;
 
@@ -117,7 +119,10 @@ impl Lora {
             let scale = (self.weight * change.scale) as f32;
             let delta = LowRank { up: change.up.clone(), mid: None, down: change.down.clone(), scale };
             if let Err(error) = parts[at].1.add_low_rank(&format!("{module}.weight"), delta) {
-                troubles.others.push(format!("{} {}", error.place(), error.fact()));
+                // The model's file stands at the end of the whole error.
+                let remark = format!(" ({})", parts[at].1.place());
+                let fact = error.fact();
+                troubles.others.push(format!("{} {}", error.place(), fact.strip_suffix(&remark).unwrap_or(fact)));
             }
         }
         troubles.words()
@@ -140,9 +145,9 @@ impl Troubles {
         };
         let unused = |(part, names): (&LoraPart, &Vec<String>)| format!("unused {}: the {} has no such modules", list(names), part.name());
         let mut words: Vec<String> = self.absent.iter().map(absent).chain(self.unused.iter().map(unused)).collect();
-        words.extend(self.others.iter().take(LISTED).cloned());
-        if self.others.len() > LISTED {
-            words.push(format!("and {} more", self.others.len() - LISTED));
+        words.extend(self.others.iter().take(LISTED_SHAPES).cloned());
+        if self.others.len() > LISTED_SHAPES {
+            words.push(format!("and {} more", self.others.len() - LISTED_SHAPES));
         }
         words
     }
