@@ -6,7 +6,7 @@ use assert_cmd::Command;
 use naevus::base::Array;
 use naevus::base::array::relative_rms;
 use naevus::exec::gpu::adapters;
-use naevus::weights::{Store, write};
+use naevus::weights::{Store, Writer, write};
 use tempfile::TempDir;
 
 fn golden(name: &str) -> PathBuf {
@@ -216,6 +216,52 @@ fn the_scheduler_is_a_choice() {
     assert!(lcm.iter().all(|line| repeated.iter().any(|other| other["output_sha256"] == line["output_sha256"])), "a row of a batch is that row alone");
     args.truncate(args.len() - 1);
     refused(&[args, vec!["ddpm"]].concat(), &["run.toml: scheduler: lcm, but this run has ddpm"]);
+}
+
+/// A LoRA in a run: it changes the samples, stands in run.toml and in the manifest, and is held to its bytes.
+#[test]
+fn a_lora_is_part_of_the_settings() {
+    let dir = TempDir::new().unwrap();
+    let (data, lora) = (dir.path().join("data"), dir.path().join("style.safetensors"));
+    data_set(&data, 6);
+    let model = golden("models/inpaint-tokens");
+    let module = "lora_unet_up_blocks_1_resnets_1_conv2";
+    let write = |value: f32| {
+        let mut writer = Writer::new();
+        writer.f32(&format!("{module}.lora_down.weight"), &[1, 4, 3, 3], vec![value; 36]).unwrap();
+        writer.f32(&format!("{module}.lora_up.weight"), &[4, 1, 1, 1], vec![value; 4]).unwrap();
+        writer.write(&lora).unwrap();
+    };
+    write(0.5);
+    let (code, stdout, _) = naevus(&["inspect", text(&lora)]);
+    assert!(code == 0 && stdout.contains(": LoRA\n") && stdout.contains("unet: 1 modules, rank 1, alpha as the rank"), "{stdout}");
+    let (_, stdout, _) = naevus(&["inspect", text(&model), "--lora", &format!("{}=0.5", text(&lora))]);
+    assert!(stdout.contains("style.safetensors, weight 0.5") && stdout.contains("names: kohya's names"), "{stdout}");
+
+    let given = format!("{}=-0.25", text(&lora));
+    let run = |out: &str, extra: &[&str]| {
+        let out = dir.path().join(out);
+        let mut args = synthesize(text(&model), text(&data), text(&out));
+        args.extend(["--classes", "df", "--per-class", "1"]);
+        args.extend(extra);
+        let (code, _, stderr) = naevus(&args);
+        assert_eq!(code, 0, "{stderr}");
+        lines(&out.join("manifest.jsonl")).remove(0)
+    };
+    let (plain, changed) = (run("plain", &[]), run("changed", &["--lora", &given]));
+    assert_ne!(plain["output_sha256"], changed["output_sha256"]);
+    assert_eq!((&plain["loras"], &changed["loras"][0]["weight"]), (&serde_json::Value::Null, &serde_json::json!(-0.25)));
+    let (run_toml, again) = (dir.path().join("changed/run.toml"), dir.path().join("again"));
+    let settings = std::fs::read_to_string(&run_toml).unwrap();
+    assert!(settings.contains("[[sampling.loras]]") && settings.contains("weight = -0.25"), "{settings}");
+    let repeat = ["synthesize", "--config", text(&run_toml), "--out", text(&again)];
+    let (code, _, stderr) = naevus(&repeat);
+    assert!(code == 0 && lines(&again.join("manifest.jsonl"))[0]["output_sha256"] == changed["output_sha256"], "{stderr}");
+    write(0.25);
+    refused(&repeat, &["--config: loras", "style.safetensors is another than when the run was made"]);
+    refused(&["inspect", text(&model), "--lora", "nowhere.safetensors"], &["nowhere.safetensors"]);
+    refused(&["inspect", text(&model), "--lora", "nowhere=high"], &["--lora nowhere=high", "expected a number"]);
+    refused(&["inspect", text(&lora), "--lora", text(&lora)], &["is a LoRA, expected a model"]);
 }
 
 fn class_names(model: &Path) -> Vec<String> {

@@ -1,4 +1,4 @@
-//! One row per architecture: a small random checkpoint made from its recipe (tools/golden/recipe.py) is recognised, loaded and
+//! One row per architecture and for each LoRA merged into one: a small random checkpoint made from its recipe (tools/golden/recipe.py) is recognised, loaded and
 //! run on the CPU executor and on the first adapter, and held against PyTorch in float64. Prints the table; a row that
 //! differs names its first diverging module. NAEVUS_ONLY=<part of a name> runs some rows,
 //! NAEVUS_TABLE=<file> writes the page of docs/parity.md.
@@ -10,7 +10,7 @@ use naevus::base::{Array, DType, Error, Kind, Result};
 use naevus::diffusion::tiles::Patchwork;
 use naevus::exec::Device;
 use naevus::exec::gpu::adapters;
-use naevus::models::{Component, Inputs, Model, Output, Port, recognise};
+use naevus::models::{Component, Inputs, Lora, Model, Output, Port, recognise};
 use naevus::plan::{Layout, Options, Session, Tape};
 use naevus::weights::{Store, Writer};
 
@@ -23,7 +23,7 @@ One row per architecture and component: a small random checkpoint with the publi
 recognised and loaded from its files alone and run on both executors. The last columns are the root mean square of the difference from the
 original library's forward in float64 (diffusers, transformers, timm, torchvision, segmentation-models-pytorch, MONAI), relative to that of the
 expected values; a row above 1e-4 fails the test and names the first module that differs. `modules` is how many of the library's modules
-are compared by their paths.
+are compared by their paths. A row with `+` has LoRA files merged into that checkpoint, as diffusers and PEFT do it.
 
 `tools/golden.py` makes the goldens; `NAEVUS_TABLE=docs/parity.md cargo test --test parity` writes this page.
 
@@ -96,7 +96,7 @@ fn write_checkpoint(folder: &Path, to: &Path) -> PathBuf {
     }
     for entry in std::fs::read_dir(folder).unwrap().flatten() {
         let name = entry.file_name();
-        if name != "weights.json" && !name.to_string_lossy().ends_with(".safetensors") {
+        if name != "weights.json" && entry.path().is_file() && !name.to_string_lossy().ends_with(".safetensors") {
             std::fs::copy(entry.path(), to.join(name)).unwrap();
         }
     }
@@ -211,16 +211,21 @@ fn sampled(values: &[f32]) -> Vec<f32> {
     if values.len() <= SAMPLES { values.to_vec() } else { (0..SAMPLES).map(|i| values[i * values.len() / SAMPLES]).collect() }
 }
 
+/// A row's name and its file: inputs, outputs, samples.
+struct Golden {
+    name: String,
+    io: PathBuf,
+}
+
 /// One component of one golden on every device: a row of the table.
-fn row(folder: &Path, model: &dyn Model, architecture: &str, component: Component, devices: &[Device]) -> std::result::Result<String, String> {
-    let io = Store::open(&folder.join(format!("{}.safetensors", component.name()))).map_err(|e| e.to_string())?;
+fn row(golden: &Golden, model: &dyn Model, architecture: &str, component: Component, devices: &[Device]) -> std::result::Result<String, String> {
+    let io = Store::open(&golden.io).map_err(|e| e.to_string())?;
     let recorded = record(model, component, &io).map_err(|e| e.to_string())?;
     let modules = shared_modules(&recorded.tape, &io).len();
     if modules == 0 && io.names().any(|name| name.starts_with("tap/")) {
         return Err("no module of the golden's is one of ours: a difference could not be located".to_string());
     }
-    let name = folder.file_name().unwrap_or_default().to_string_lossy();
-    let mut line = format!("| {name} | {architecture} | {} | {} | {modules} |", component.name(), model.parameters());
+    let mut line = format!("| {} | {architecture} | {} | {} | {modules} |", golden.name, component.name(), model.parameters());
     for device in devices {
         let mut session = run(device, &recorded, &[]).map_err(|e| e.to_string())?;
         let difference = outputs_differ(&recorded, session.as_mut(), &io);
@@ -240,16 +245,40 @@ fn row(folder: &Path, model: &dyn Model, architecture: &str, component: Componen
 /// Every row of one folder, or what is wrong.
 fn rows(folder: &Path, devices: &[Device]) -> std::result::Result<Vec<String>, String> {
     let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
-    let found = recognise(&write_checkpoint(folder, dir.path())).map_err(|e| e.to_string())?;
+    let checkpoint = write_checkpoint(folder, dir.path());
+    let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut lines = cases(&checkpoint, &[], devices, |component| Golden { name: name.clone(), io: folder.join(format!("{}.safetensors", component.name())) })?;
+    for (case, loras) in loras(folder)? {
+        let golden = |component: Component| Golden { name: format!("{name} + {case}"), io: folder.join(format!("{}.{case}.safetensors", component.name())) };
+        let found = cases(&checkpoint, &loras, devices, golden)?;
+        if found.is_empty() {
+            return Err(format!("{case}: no component's file"));
+        }
+        lines.extend(found);
+    }
+    Ok(lines)
+}
+
+/// Every component that has a file of the golden, with LoRAs merged.
+fn cases(checkpoint: &Path, loras: &[Lora], devices: &[Device], golden: impl Fn(Component) -> Golden) -> std::result::Result<Vec<String>, String> {
+    let found = recognise(checkpoint).map_err(|e| e.to_string())?.with_loras(loras);
     let model = found.load().map_err(|e| e.to_string())?;
-    let told = Component::ALL.into_iter().filter(|component| folder.join(format!("{}.safetensors", component.name())).is_file());
-    told.map(|component| {
+    let told = Component::ALL.into_iter().map(|component| (component, golden(component))).filter(|(_, golden)| golden.io.is_file());
+    told.map(|(component, golden)| {
         if !model.components().contains(&component) {
             return Err(format!("{} has no {}", found.name(), component.name()));
         }
-        row(folder, model.as_ref(), &found.name(), component, devices)
+        row(&golden, model.as_ref(), &found.name(), component, devices).map_err(|what| format!("{}: {what}", golden.name))
     })
     .collect()
+}
+
+/// Cases of `loras.json` and their LoRAs; none where the golden has no such file.
+fn loras(folder: &Path) -> std::result::Result<Vec<(String, Vec<Lora>)>, String> {
+    let Ok(text) = std::fs::read_to_string(folder.join("loras.json")) else { return Ok(Vec::new()) };
+    let cases: std::collections::BTreeMap<String, Vec<(String, f64)>> = serde_json::from_str(&text).map_err(|e| e.to_string())?;
+    let open = |(name, weight): (String, f64)| Lora::open(&folder.join("loras").join(name), weight).map_err(|e| e.to_string());
+    cases.into_iter().map(|(case, loras)| Ok((case, loras.into_iter().map(open).collect::<std::result::Result<_, _>>()?))).collect()
 }
 
 fn devices() -> Vec<Device> {

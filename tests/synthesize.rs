@@ -72,6 +72,7 @@ impl Bench {
             feather_px: 2,
             posterior: Posterior::Mode,
             tiles: Tiles::Auto,
+            loras: Vec::new(),
         };
         let execution = Execution { device: "cpu".to_string(), precision: "f32".to_string(), batch: 2, shard: Shard::WHOLE, limit: None };
         let classes = [("df".to_string(), 4), ("vasc".to_string(), 3)].into();

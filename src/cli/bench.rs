@@ -109,7 +109,7 @@ fn model_rows(args: &BenchArgs, device: &Device, budget: Duration) -> Result<Vec
     let mut components = Vec::new();
     for &component in wanted {
         let architecture = recognise(&component_folder(model, component))?.name();
-        components.push(part(load_component(model, component)?.as_ref(), component, &architecture, args.batch)?);
+        components.push(part(load_component(model, component, &[])?.as_ref(), component, &architecture, args.batch)?);
     }
     let mut rows = Vec::new();
     for component in components {

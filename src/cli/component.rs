@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use crate::base::{Error, Kind, Result};
-use crate::models::{Component, Inputs, Model, recognise};
+use crate::models::{Component, Inputs, Lora, Model, recognise};
 use crate::plan::Tape;
 
 /// One component's facts.
@@ -29,10 +29,10 @@ pub(crate) fn component_folder(path: &Path, component: Component) -> PathBuf {
     }
 }
 
-/// Loads the model at `path` that has `component`.
-pub(crate) fn load_component(path: &Path, component: Component) -> Result<Box<dyn Model>> {
+/// Loads the model at `path` that has `component`, with LoRAs merged.
+pub(crate) fn load_component(path: &Path, component: Component, loras: &[Lora]) -> Result<Box<dyn Model>> {
     let folder = component_folder(path, component);
-    let found = recognise(&folder)?;
+    let found = recognise(&folder)?.with_loras(loras);
     let model = found.load()?;
     let components = model.components();
     if components.contains(&component) {

@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use super::component::load_component;
+use super::lora;
 use super::tensors::{Tensors, read_ports};
 use super::tiles;
 use super::{Common, Outcome};
 use crate::base::{Array, Error, Kind, Result, Shape};
 use crate::diffusion::tiles::Tiles;
 use crate::exec::Device;
-use crate::models::Component;
+use crate::models::{Component, Lora};
 use crate::plan::{Layout, Options, Session, Tape};
 use crate::weights::{Store, Writer};
 
@@ -38,6 +39,8 @@ pub(crate) struct ForwardArgs {
     /// Encode and decode in overlapping tiles: where the whole exceeds a limit of the device, never, or of this size
     #[arg(long, value_name = "auto|off|PX", default_value = "auto")]
     tiles: String,
+    #[command(flatten)]
+    lora: lora::LoraFlags,
     #[command(flatten)]
     inpaint: super::inpaint::InpaintFlags,
 }
@@ -84,13 +87,14 @@ pub(crate) fn run(common: &Common, args: &ForwardArgs) -> Result<Outcome> {
     }
     let device = common.open_device()?;
     let store = Store::open(&args.inputs)?;
+    let loras = args.lora.open()?;
     let mut out = Writer::new();
     match args.component.component() {
         None => {
             if !args.tap.is_empty() {
                 return Err(Error::new(Kind::Usage, "--tap", "--component inpaint has none; use the components"));
             }
-            super::inpaint::forward(&device, &args.model, &args.inpaint, tiles, &options(args), &Tensors::new(store), &mut out)?;
+            super::inpaint::forward(&device, (&args.model, &loras), &args.inpaint, tiles, &options(args), &Tensors::new(store), &mut out)?;
         }
         Some(_) if args.inpaint.given() => {
             return Err(Error::new(
@@ -102,10 +106,13 @@ pub(crate) fn run(common: &Common, args: &ForwardArgs) -> Result<Outcome> {
         Some(component) if matches!(tiles, Tiles::Pixels(_)) && !tiles::may_be_cut(component) => {
             return Err(Error::new(Kind::Usage, "--tiles", format!("{} has none, expected vae-encoder, vae-decoder or inpaint", component.name())));
         }
-        Some(component) => forward(common, &device, args, component, &store, &mut out)?,
+        Some(component) => forward(common, &device, args, component, &loras, &store, &mut out)?,
     }
     out.metadata("naevus_version", env!("CARGO_PKG_VERSION"));
     out.metadata("device", &device.describe());
+    if !loras.is_empty() {
+        out.metadata("loras", &serde_json::Value::Array(lora::report(&loras)?).to_string());
+    }
     out.write(&args.out)?;
     common.say(format_args!("wrote {}", args.out.display()));
     Ok(Outcome::Done)
@@ -116,8 +123,8 @@ fn options(args: &ForwardArgs) -> Options {
 }
 
 /// Runs the component once and writes its outputs and taps.
-fn forward(common: &Common, device: &Device, args: &ForwardArgs, component: Component, store: &Store, out: &mut Writer) -> Result<()> {
-    let model = load_component(&args.model, component)?;
+fn forward(common: &Common, device: &Device, args: &ForwardArgs, component: Component, loras: &[Lora], store: &Store, out: &mut Writer) -> Result<()> {
+    let model = load_component(&args.model, component, loras)?;
     let ports = model.ports(component, 1);
     let unread: Vec<&str> = store.names().filter(|name| !ports.iter().any(|port| port.name == *name)).collect();
     if !unread.is_empty() {

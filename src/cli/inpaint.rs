@@ -11,6 +11,7 @@ use crate::diffusion::region::Region;
 use crate::diffusion::tiles::Tiles;
 use crate::diffusion::{Class, Schedule, Scheduler, Walk};
 use crate::exec::Device;
+use crate::models::Lora;
 use crate::models::inpaint_model::InpaintModel;
 use crate::plan::{Options, Tape};
 use crate::weights::Writer;
@@ -48,9 +49,17 @@ impl InpaintFlags {
 
 /// image `[N, 3, H, W]`, hole `[N, 1, H, W]`, noise `[N, C, h, w]`, class_labels `[N]`, variance_noise_<k> of steps that take some, where the
 /// posterior is sampled posterior_noise and masked_posterior_noise -> latents_<k>, decoded, output.
-pub(crate) fn forward(device: &Device, model: &Path, flags: &InpaintFlags, tiles: Tiles, options: &Options, inputs: &Tensors, out: &mut Writer) -> Result<()> {
+pub(crate) fn forward(
+    device: &Device,
+    (model, loras): (&Path, &[Lora]),
+    flags: &InpaintFlags,
+    tiles: Tiles,
+    options: &Options,
+    inputs: &Tensors,
+    out: &mut Writer,
+) -> Result<()> {
     let posterior = flags.posterior.as_deref().map_or(Ok(Posterior::Mode), Posterior::parse)?;
-    let model = InpaintModel::load(model)?;
+    let model = InpaintModel::load_with(model, loras)?;
     let scheduler = match &flags.scheduler {
         Some(name) => Scheduler::read_as(&model.index.scheduler_config, Class::parse("--scheduler", name)?)?,
         None => Scheduler::read(&model.index.scheduler_config)?,

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::component::{Part, parts};
-use super::{Common, Outcome, speech};
-use crate::base::Result;
-use crate::models::{Found, InpaintIndex, recognise};
+use super::{Common, Outcome, lora, speech};
+use crate::base::{Error, Kind, Result};
+use crate::models::lora_names::LoraPart;
+use crate::models::{Found, InpaintIndex, Lora, recognise};
 use crate::plan::{Options, Plan, Tape};
 use crate::weights::Store;
 
@@ -30,18 +31,28 @@ pub(crate) struct InspectArgs {
     /// List every tensor
     #[arg(long)]
     tensors: bool,
+    #[command(flatten)]
+    lora: lora::LoraFlags,
 }
 
 pub(crate) fn run(common: &Common, args: &InspectArgs) -> Result<Outcome> {
     let batch = args.batch.clamp(1, 4096);
-    let found = recognise(&args.path)?;
+    let loras = args.lora.open()?;
+    let found = recognise(&args.path)?.with_loras(&loras);
     let components = match &found {
         Found::Model { architecture, .. } => parts(found.load()?.as_ref(), architecture.name, batch)?,
-        Found::Pipeline { folder, class } => pipeline(folder, class, batch)?,
-        Found::Unknown { .. } => Vec::new(),
+        Found::Pipeline { folder, class } => pipeline(folder, class, &loras, batch)?,
+        Found::Lora { .. } | Found::Unknown { .. } if !loras.is_empty() => return Err(found.load().err().unwrap_or_else(|| no_model(&args.path))),
+        Found::Lora { .. } | Found::Unknown { .. } => Vec::new(),
     };
     let files = weight_files(&args.path)?;
     let mut report = json!({ "path": args.path.display().to_string(), "architecture": found.name(), "files": [], "components": [] });
+    if let Found::Lora { path } = &found {
+        report["lora"] = Lora::open(path, 1.0)?.facts();
+    }
+    if !loras.is_empty() {
+        report["loras"] = Value::Array(merged(&loras)?);
+    }
     for (path, store) in &files {
         let value = match store {
             Ok(store) => file_report(path, store, args.tensors),
@@ -60,6 +71,17 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
+fn no_model(path: &Path) -> Error {
+    Error::new(Kind::Usage, path.display().to_string(), "is no model, and --lora is merged into one")
+}
+
+/// What was merged, with what `inspect` says of each file alone.
+fn merged(loras: &[Lora]) -> Result<Vec<Value>> {
+    let mut rows = lora::report(loras)?;
+    rows.iter_mut().zip(loras).for_each(|(row, lora)| row["lora"] = lora.facts());
+    Ok(rows)
+}
+
 fn push(list: &mut Value, value: Value) {
     if let Some(list) = list.as_array_mut() {
         list.push(value);
@@ -67,7 +89,7 @@ fn push(list: &mut Value, value: Value) {
 }
 
 /// What the folder's own index says, then each model in a folder below.
-fn pipeline(folder: &Path, class: &str, batch: usize) -> Result<Vec<Part>> {
+fn pipeline(folder: &Path, class: &str, loras: &[Lora], batch: usize) -> Result<Vec<Part>> {
     let mut all = Vec::new();
     if class == InpaintIndex::CLASS {
         let index = InpaintIndex::read(folder)?;
@@ -81,7 +103,8 @@ fn pipeline(folder: &Path, class: &str, batch: usize) -> Result<Vec<Part>> {
     folders.retain(|path| MODEL_FOLDERS.iter().any(|name| path.ends_with(name)) && path.is_dir());
     folders.sort_by_key(|path| MODEL_FOLDERS.iter().position(|name| path.ends_with(name)));
     for path in folders {
-        let found = recognise(&path)?;
+        let is_changed = LoraPart::FOLDERS.iter().any(|part| path.ends_with(part.name()));
+        let found = recognise(&path)?.with_loras(if is_changed { loras } else { &[] });
         all.extend(parts(found.load()?.as_ref(), &found.name(), batch)?);
     }
     if let [inpaint, rest @ ..] = all.as_mut_slice()
@@ -173,6 +196,11 @@ fn print_text(report: &Value, args: &InspectArgs) -> Result<()> {
     let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_string);
     let list = |v: &Value| v.as_array().cloned().unwrap_or_default();
     speech::print_line(&format!("{}: {}", text(&report["path"]), text(&report["architecture"])))?;
+    print_lora(&report["lora"])?;
+    for lora in list(&report["loras"]) {
+        speech::print_line(&format!("  merged: {}, weight {}", text(&lora["path"]), lora["weight"]))?;
+        print_lora(&lora["lora"])?;
+    }
     for c in list(&report["components"]) {
         let parameters = c["parameters"].as_u64().unwrap_or(0);
         speech::print_line(&format!("  {}: {:.2} M parameters, nothing missing, nothing unused", text(&c["name"]), parameters as f64 / 1e6))?;
@@ -188,6 +216,23 @@ fn print_text(report: &Value, args: &InspectArgs) -> Result<()> {
         }
     }
     list(&report["files"]).iter().try_for_each(print_file)
+}
+
+/// What [`Lora::facts`] tells; nothing for null.
+fn print_lora(lora: &Value) -> Result<()> {
+    let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_string);
+    let joined = |v: &Value| v.as_array().into_iter().flatten().map(text).collect::<Vec<_>>().join(", ");
+    if lora["names"].is_array() {
+        speech::print_line(&format!("      names: {}", joined(&lora["names"])))?;
+    }
+    for (part, facts) in lora["parts"].as_object().into_iter().flatten() {
+        let (modules, ranks, alphas) = (&facts["modules"], joined(&facts["ranks"]), joined(&facts["alphas"]));
+        speech::print_line(&format!("      {part}: {modules} modules, rank {ranks}, alpha {alphas}"))?;
+    }
+    match lora["base_model"].as_str() {
+        Some(base) => speech::print_line(&format!("      trained on: {base}")),
+        None => Ok(()),
+    }
 }
 
 fn print_file(file: &Value) -> Result<()> {

@@ -9,6 +9,7 @@ mod features;
 mod forward;
 mod inpaint;
 mod inspect;
+mod lora;
 mod progress;
 mod select;
 mod speech;

@@ -7,7 +7,7 @@ use indicatif::ProgressBar;
 use serde_json::json;
 
 use super::dataset::{self, DataSetFlags};
-use super::{Common, Outcome, progress, speech};
+use super::{Common, Outcome, lora, progress, speech};
 use crate::base::{Error, Kind, Result};
 use crate::diffusion::posterior::Posterior;
 use crate::diffusion::tiles::Tiles;
@@ -15,11 +15,11 @@ use crate::diffusion::{Class, Scheduler};
 use crate::driver::class_plan::{Fill, plan};
 use crate::driver::dataset::{DataSet, DataSetOptions};
 use crate::driver::files::sha256_of;
-use crate::driver::run_settings::{Data, Execution, RunSettings, Sampling, Shard};
+use crate::driver::run_settings::{Data, Execution, RunSettings, Sampling, Shard, UsedLora};
 use crate::driver::sources::Policy;
 use crate::driver::synthesize::{Event, Job, Summary, dataset_sha256, synthesize};
 use crate::exec::Device;
-use crate::models::InpaintModel;
+use crate::models::{InpaintModel, Lora};
 use crate::plan::{Options, Tape};
 
 /// Images at once when nothing is said. Guidance doubles it inside the model.
@@ -31,12 +31,14 @@ pub(crate) struct SynthesizeArgs {
     #[arg(long, value_name = "PATH", required_unless_present = "config")]
     model: Option<PathBuf>,
     #[command(flatten)]
+    lora: lora::LoraFlags,
+    #[command(flatten)]
     data: DataSetFlags,
     /// The folder to write; a run of the same settings in it is resumed [default with --config: its folder]
     #[arg(long, value_name = "DIR", required_unless_present = "config")]
     out: Option<PathBuf>,
     /// Settings of an earlier run: makes the same samples again
-    #[arg(long, value_name = "run.toml", conflicts_with_all = ["model", "dataset", "labels", "images", "masks", "classes", "per_class", "fill", "seed", "scheduler", "steps", "guidance", "strength", "eta", "sources", "dilate", "feather", "posterior", "tiles", "shard"])]
+    #[arg(long, value_name = "run.toml", conflicts_with_all = ["model", "dataset", "labels", "images", "masks", "classes", "per_class", "fill", "seed", "scheduler", "steps", "guidance", "strength", "eta", "sources", "dilate", "feather", "posterior", "tiles", "shard", "lora"])]
     config: Option<PathBuf>,
     /// Names of the model's classes, separated by commas [default: all]
     #[arg(long, value_delimiter = ',')]
@@ -97,7 +99,12 @@ pub(crate) fn run(common: &Common, args: &SynthesizeArgs) -> Result<Outcome> {
     let device = common.open(&request)?;
     let out = out_folder(args)?;
     let model_path = earlier.as_ref().map_or_else(|| args.model.clone().unwrap_or_default(), |s| s.sampling.model.clone());
-    let model = InpaintModel::load(&model_path)?;
+    let loras = match &earlier {
+        Some(settings) => settings.sampling.loras.iter().map(|lora| Lora::open(&lora.path, lora.weight)).collect::<Result<Vec<_>>>()?,
+        None => args.lora.open()?,
+    };
+    let used_loras = lora::used(&loras)?;
+    let model = InpaintModel::load_with(&model_path, &loras)?;
     let scheduler = match earlier.as_ref().map(|s| &s.sampling.scheduler).or(args.scheduler.as_ref()) {
         Some(name) => Scheduler::read_as(&model.index.scheduler_config, Class::parse("--scheduler", name)?)?,
         None => Scheduler::read(&model.index.scheduler_config)?,
@@ -107,8 +114,8 @@ pub(crate) fn run(common: &Common, args: &SynthesizeArgs) -> Result<Outcome> {
     let (batch, auto) = batch(args)?;
     let model_sha256 = sha256_of(&model_path)?;
     let mut settings = match earlier {
-        Some(settings) => repeat(settings, &model_sha256, &data)?,
-        None => settings(args, &model_path, model_sha256, (&model, &scheduler), &data)?,
+        Some(settings) => repeat(settings, &model_sha256, &used_loras, &data)?,
+        None => settings(args, &model_path, (model_sha256, used_loras), (&model, &scheduler), &data)?,
     };
     settings.execution.device = request;
     settings.execution.limit = args.limit;
@@ -218,10 +225,13 @@ fn data_options(data: &Data) -> DataSetOptions {
 }
 
 /// The settings of an earlier run, which must still find the same model and sources.
-fn repeat(settings: RunSettings, model_sha256: &str, data: &DataSet) -> Result<RunSettings> {
+fn repeat(settings: RunSettings, model_sha256: &str, loras: &[UsedLora], data: &DataSet) -> Result<RunSettings> {
     let changed = |place: &str, fact: &str| Err(Error::new(Kind::Data, place, format!("{fact} than when the run was made: the samples would differ")));
     if settings.sampling.model_sha256 != model_sha256 {
         return changed("--config: model", "the model's files are others");
+    }
+    if let Some(lora) = settings.sampling.loras.iter().zip(loras).find(|(then, now)| then.sha256 != now.sha256) {
+        return changed("--config: loras", &format!("{} is another", lora.0.path.display()));
     }
     if settings.sampling.dataset_sha256 != dataset_sha256(data) {
         return changed("--config: dataset", "the data set has other sources");
@@ -232,7 +242,7 @@ fn repeat(settings: RunSettings, model_sha256: &str, data: &DataSet) -> Result<R
 fn settings(
     args: &SynthesizeArgs,
     model_path: &Path,
-    model_sha256: String,
+    (model_sha256, loras): (String, Vec<UsedLora>),
     (model, scheduler): (&InpaintModel, &Scheduler),
     data: &DataSet,
 ) -> Result<RunSettings> {
@@ -254,6 +264,7 @@ fn settings(
             feather_px: args.feather,
             posterior: Posterior::parse(&args.posterior)?,
             tiles: Tiles::parse(&args.tiles)?,
+            loras,
         },
         data: Data {
             dataset: d.dataset.clone().unwrap_or_default(),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::base::{Error, Kind, Result};
-use crate::driver::run_settings::first_scheduler;
+use crate::driver::run_settings::{UsedLora, first_scheduler};
 
 /// `status` of a sample whose image is on the disk.
 pub const WRITTEN: &str = "written";
@@ -46,6 +46,9 @@ pub struct Record {
     pub device: String,
     pub precision: String,
     pub model_sha256: String,
+    /// Merged into the model's weights.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loras: Vec<UsedLora>,
     pub naevus_version: String,
     /// UTC, RFC 3339.
     pub created_at: String,
@@ -172,6 +175,7 @@ pub(crate) mod tests {
             device: "cpu".to_string(),
             precision: "f32".to_string(),
             model_sha256: "33".repeat(32),
+            loras: Vec::new(),
             naevus_version: "0".to_string(),
             created_at: "2026-01-01T00:00:00Z".to_string(),
             status: WRITTEN.to_string(),

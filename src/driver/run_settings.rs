@@ -52,6 +52,18 @@ pub struct Sampling {
     pub posterior: Posterior,
     #[serde(default)]
     pub tiles: Tiles,
+    /// Merged into the model's weights.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loras: Vec<UsedLora>,
+}
+
+/// A LoRA and the weight that it was merged with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UsedLora {
+    pub path: PathBuf,
+    pub sha256: String,
+    pub weight: f64,
 }
 
 /// Where the images, masks and labels are.
@@ -157,7 +169,13 @@ impl Sampling {
             ("feather_px", self.feather_px.to_string()),
             ("posterior", self.posterior.name().to_string()),
             ("tiles", self.tiles.to_string()),
+            ("loras", self.told_loras()),
         ]
+    }
+
+    fn told_loras(&self) -> String {
+        let all: Vec<String> = self.loras.iter().map(|lora| format!("{}={}", lora.sha256, lora.weight)).collect();
+        if all.is_empty() { "none".to_string() } else { all.join(" ") }
     }
 
     /// SHA-256 of the lines `name=value`.
@@ -222,6 +240,7 @@ pub(crate) mod tests {
                 feather_px: 0,
                 posterior: Posterior::Mode,
                 tiles: Tiles::Auto,
+                loras: Vec::new(),
             },
             data: Data { dataset: "data".into(), labels: Some("data/labels.csv".into()), ..Data::default() },
             execution: Execution { device: "cpu".to_string(), precision: "f32".to_string(), batch: 4, shard: Shard { index: 2, of: 3 }, limit: None },
@@ -241,6 +260,7 @@ pub(crate) mod tests {
         s.sampling.guidance = 0.1 + 0.2;
         (s.sampling.posterior, s.sampling.tiles) = (Posterior::Sample, Tiles::Pixels(256));
         s.execution.limit = Some(3);
+        s.sampling.loras.push(UsedLora { path: "lora.safetensors".into(), sha256: "cc".to_string(), weight: -0.3 });
         s.write(&path).unwrap();
         assert_eq!(RunSettings::read(&path).unwrap(), s);
         let text = std::fs::read_to_string(&path).unwrap();
@@ -292,7 +312,7 @@ pub(crate) mod tests {
     #[test]
     fn every_setting_of_the_identity_counts() {
         let base = settings().sampling;
-        let changes: [fn(&mut Sampling); 13] = [
+        let changes: [fn(&mut Sampling); 14] = [
             |s| s.model_sha256 = "x".to_string(),
             |s| s.dataset_sha256 = "x".to_string(),
             |s| s.seed = 8,
@@ -306,6 +326,7 @@ pub(crate) mod tests {
             |s| s.feather_px = 1,
             |s| s.posterior = Posterior::Sample,
             |s| s.tiles = Tiles::Off,
+            |s| s.loras.push(UsedLora { path: "x".into(), sha256: "cc".to_string(), weight: 0.5 }),
         ];
         for change in changes {
             let mut other = base.clone();

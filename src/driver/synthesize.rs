@@ -374,6 +374,7 @@ impl Run<'_, '_> {
             device: self.job.device.to_string(),
             precision: self.job.precision.to_string(),
             model_sha256: sampling.model_sha256.clone(),
+            loras: sampling.loras.clone(),
             naevus_version: env!("CARGO_PKG_VERSION").to_string(),
             created_at: clock::rfc3339(SystemTime::now()),
             status: manifest::WRITTEN.to_string(),

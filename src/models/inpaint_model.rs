@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::base::{DType, Error, Kind, Result};
 use crate::models::inpaint_index::{InpaintIndex, UNetInput};
 use crate::models::model::{Autoencoder, Component, Denoiser, Inputs, Model, Output};
-use crate::models::recognise;
+use crate::models::{Lora, recognise};
 use crate::ops::activation::Function;
 use crate::plan::{Tape, Tensor, Weight};
 
@@ -30,8 +30,13 @@ pub struct InpaintModel {
 impl InpaintModel {
     /// Loads the folder of a model whose denoiser takes class labels, or whose index names its class tokens.
     pub fn load(folder: &Path) -> Result<InpaintModel> {
+        Self::load_with(folder, &[])
+    }
+
+    /// The same with LoRAs added to the denoiser's weights.
+    pub fn load_with(folder: &Path, loras: &[Lora]) -> Result<InpaintModel> {
         let index = InpaintIndex::read(folder)?;
-        let unet = load_part(folder, "unet")?;
+        let unet = recognise(&folder.join("unet"))?.with_loras(loras).load()?;
         let vae = load_part(folder, "vae")?;
         let conditions = index.conditions()?;
         Self::new(index, unet, vae, conditions)

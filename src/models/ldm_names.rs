@@ -183,6 +183,14 @@ pub(super) mod tests {
         model: Vec<String>,
     }
 
+    impl Told {
+        /// The name in the model of a tensor that has one.
+        pub fn only_model(&self) -> &str {
+            assert_eq!(self.model.len(), 1, "{}", self.file);
+            &self.model[0]
+        }
+    }
+
     /// A list of tools/golden/ldm.py, where diffusers' converters have confirmed every row.
     pub fn told(list: &str) -> Vec<Told> {
         let mut above = [const { String::new() }; 4];

@@ -1,11 +1,14 @@
 //! One interface for every architecture: what `forward`, `inspect`, `bench` and the tests know of a model.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::base::{DType, Error, Kind, Result};
+use crate::models::lora::{self, Lora};
+use crate::models::lora_names::LoraPart;
 use crate::models::preprocess::Preprocess;
 use crate::models::wrapper;
 use crate::plan::{Layout, Tape, Tensor};
@@ -206,9 +209,44 @@ pub struct Checkpoint {
     pub config: Option<Config>,
     /// What stands before every name in the file, `model.`; mostly nothing.
     pub wrapper: String,
+    /// What is added to the weights.
+    pub loras: Loras,
+}
+
+/// The LoRAs of one checkpoint, and whether its loader has taken them.
+#[derive(Default)]
+pub struct Loras {
+    all: Vec<Lora>,
+    are_taken: Cell<bool>,
+}
+
+impl Loras {
+    pub fn new(all: Vec<Lora>) -> Loras {
+        Loras { all, are_taken: Cell::new(false) }
+    }
+
+    /// Whether some were given and the loader did not ask for them.
+    pub fn are_left(&self) -> bool {
+        !self.all.is_empty() && !self.are_taken.get()
+    }
+
+    /// Adds them to the parts of one model.
+    pub fn merge(&self, parts: &mut [(LoraPart, &mut Store)]) -> Result<()> {
+        self.are_taken.set(true);
+        lora::merge(&self.all, parts)
+    }
 }
 
 impl Checkpoint {
+    pub fn new(path: &Path, config: Option<Config>) -> Checkpoint {
+        Checkpoint { path: path.to_path_buf(), config, wrapper: String::new(), loras: Loras::default() }
+    }
+
+    /// The same with a step before every name in the file.
+    pub fn wrapped(self, wrapper: String) -> Checkpoint {
+        Checkpoint { wrapper, ..self }
+    }
+
     /// The configuration; an error where there is none.
     pub fn config(&self) -> Result<&Config> {
         let absent =
@@ -222,9 +260,34 @@ impl Checkpoint {
         if self.wrapper.is_empty() { Ok(store) } else { wrapper::remove(store, &self.wrapper) }
     }
 
-    /// The root of the weights; `model` names it in errors.
+    /// The root of the weights, with LoRAs added; `model` names it in errors.
     pub fn scope(&self, model: &str) -> Result<Scope> {
-        Ok(Scope::new(self.store().map_err(|e| e.within(model))?, model))
+        let mut store = self.store().map_err(|e| e.within(model))?;
+        self.add_loras(&mut store, model)?;
+        Ok(Scope::new(store, model))
+    }
+
+    /// A LoRA speaks of all parts of a model, and one folder is loaded at a time: the folders beside it answer for what is theirs.
+    fn add_loras(&self, store: &mut Store, model: &str) -> Result<()> {
+        if self.loras.all.is_empty() {
+            return self.loras.merge(&mut []);
+        }
+        let pipeline = self.path.parent().filter(|parent| parent.join("model_index.json").is_file());
+        let own = LoraPart::FOLDERS.into_iter().find(|part| pipeline.is_some() && self.path.ends_with(part.name()));
+        let own = own.unwrap_or(match model {
+            "unet" => LoraPart::Unet,
+            "text encoder" => LoraPart::TextEncoder,
+            _ => LoraPart::Other,
+        });
+        let mut beside = Vec::new();
+        for part in LoraPart::FOLDERS.into_iter().filter(|part| *part != own) {
+            if let Some(folder) = pipeline.map(|pipeline| pipeline.join(part.name())).filter(|folder| folder.is_dir()) {
+                beside.push((part, Store::open(&folder)?));
+            }
+        }
+        let mut parts = vec![(own, store)];
+        parts.extend(beside.iter_mut().map(|(part, store)| (*part, store)));
+        self.loras.merge(&mut parts)
     }
 }
 

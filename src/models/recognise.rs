@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use crate::base::{Error, Kind, Result};
-use crate::models::model::{Architecture, Checkpoint, Model};
+use crate::models::lora::{self, Lora};
+use crate::models::model::{Architecture, Checkpoint, Loras, Model};
 use crate::models::{
     autoencoder_kl, autoencoder_tiny, clip_text, convnext, deeplab, densenet, efficientnet, inception, monai_autoencoder, monai_unet, onnx, resnet,
     single_file, smp_unet, squeezenet, swin, taesd, taesd_part, unet_2d, unet_2d_condition, vit, vq_model, wrapper,
@@ -54,6 +55,10 @@ pub enum Found {
         architecture: &'static Architecture,
         checkpoint: Checkpoint,
     },
+    /// Changes of a model's weights.
+    Lora {
+        path: PathBuf,
+    },
     /// Tensors of no known architecture.
     Unknown {
         path: PathBuf,
@@ -66,14 +71,35 @@ impl Found {
         match self {
             Found::Pipeline { class, .. } => format!("model folder of a {class}"),
             Found::Model { architecture, .. } => architecture.name.to_string(),
+            Found::Lora { .. } => "LoRA".to_string(),
             Found::Unknown { .. } => "tensors of an unknown architecture".to_string(),
         }
     }
 
-    /// Loads a single model. Pipelines and unknown tensors are errors that say so.
+    /// The same model with LoRAs added to its weights when it is loaded.
+    pub fn with_loras(self, loras: &[Lora]) -> Found {
+        match self {
+            Found::Model { architecture, checkpoint } => {
+                Found::Model { architecture, checkpoint: Checkpoint { loras: Loras::new(loras.to_vec()), ..checkpoint } }
+            }
+            other => other,
+        }
+    }
+
+    /// Loads a single model. Pipelines, LoRAs and unknown tensors are errors that say so.
     pub fn load(&self) -> Result<Box<dyn Model>> {
         match self {
-            Found::Model { architecture, checkpoint } => (architecture.load)(checkpoint),
+            Found::Model { architecture, checkpoint } => {
+                let model = (architecture.load)(checkpoint)?;
+                if checkpoint.loras.are_left() {
+                    let fact = format!("a {} takes no LoRA, expected a UNet or a text encoder", architecture.name);
+                    return Err(Error::new(Kind::Usage, checkpoint.path.display().to_string(), fact));
+                }
+                Ok(model)
+            }
+            Found::Lora { path } => {
+                Err(Error::new(Kind::Usage, path.display().to_string(), "is a LoRA, expected a model: a LoRA is given beside one, with --lora"))
+            }
             Found::Pipeline { folder, class } => {
                 Err(Error::new(Kind::Usage, folder.display().to_string(), format!("is a {class} of several models, expected one of its folders")))
             }
@@ -107,12 +133,18 @@ pub fn recognise(path: &Path) -> Result<Found> {
     {
         let architecture = by_config(&config).ok_or_else(|| unknown_config(&config))?;
         let wrapper = Store::open(path).ok().and_then(|store| wrapper_of(architecture, &store)).unwrap_or_default();
-        return Ok(Found::Model { architecture, checkpoint: Checkpoint { path: path.to_path_buf(), config: Some(config), wrapper } });
+        return Ok(Found::Model { architecture, checkpoint: Checkpoint::new(path, Some(config)).wrapped(wrapper) });
+    }
+    if lora::is_folder(path) {
+        return Ok(Found::Lora { path: path.to_path_buf() });
     }
     if let Some(architecture) = ARCHITECTURES.iter().find(|row| (row.is_path)(path)) {
-        return Ok(Found::Model { architecture, checkpoint: Checkpoint { path: path.to_path_buf(), config: None, wrapper: String::new() } });
+        return Ok(Found::Model { architecture, checkpoint: Checkpoint::new(path, None) });
     }
     let store = Store::open(path)?;
+    if lora::is_lora(&store) {
+        return Ok(Found::Lora { path: path.to_path_buf() });
+    }
     let config = config.map_or_else(|| noted_config(&store), |config| Ok(Some(config)))?;
     Ok(by_tensors(path, &store, config))
 }
@@ -124,7 +156,7 @@ fn by_config(config: &Config) -> Option<&'static Architecture> {
 
 /// What a single file is. A configuration that happens to lie beside it counts where its names are of that architecture or of none.
 fn by_tensors(path: &Path, store: &Store, config: Option<Config>) -> Found {
-    let model = |architecture, config, wrapper| Found::Model { architecture, checkpoint: Checkpoint { path: path.to_path_buf(), config, wrapper } };
+    let model = |architecture, config, wrapper| Found::Model { architecture, checkpoint: Checkpoint::new(path, config).wrapped(wrapper) };
     let known = ARCHITECTURES.iter().find(|row| (row.is_tensors)(store)).map(|row| (*row, String::new()));
     let known = known.or_else(|| {
         let is_known = |inner: &Store| ARCHITECTURES.iter().any(|row| (row.is_tensors)(inner));

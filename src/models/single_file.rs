@@ -7,6 +7,7 @@ use crate::models::autoencoder_kl::AutoencoderKl;
 use crate::models::clip_text::{ClipText, ClipTextConfig};
 use crate::models::ldm::{self, LdmPart};
 use crate::models::ldm_config::Family;
+use crate::models::lora_names::LoraPart;
 use crate::models::model::{Architecture, Autoencoder, Checkpoint, Component, Denoiser, Inputs, Model, Output, Port};
 use crate::models::unet_2d_condition::UNet2DConditionModel;
 use crate::models::unet_2d_condition_config::UNet2DConditionConfig;
@@ -41,7 +42,10 @@ fn load_text_encoder(part: LdmPart) -> Result<Box<dyn Model>> {
 
 impl SingleFile {
     pub fn load(checkpoint: &Checkpoint) -> Result<SingleFile> {
-        let parts = ldm::parts(&checkpoint.store()?)?;
+        let mut parts = ldm::parts(&checkpoint.store()?)?;
+        let own = [(LoraPart::Unet, &mut parts.unet), (LoraPart::TextEncoder, &mut parts.text_encoder), (LoraPart::TextEncoder2, &mut parts.text_encoder_2)];
+        let mut stores: Vec<_> = own.into_iter().filter_map(|(name, part)| Some((name, &mut part.as_mut()?.store))).collect();
+        checkpoint.loras.merge(&mut stores)?;
         let mut dropped = parts.dropped;
         let mut load = |part: Option<LdmPart>, loader: Loader| -> Result<Option<Box<dyn Model>>> {
             let model = part.map(loader).transpose()?;

@@ -7,7 +7,7 @@ use crate::plan::{Tape, Tensor};
 use crate::weights::Scope;
 
 /// What the linear layers were called before diffusers 0.15, with their names since.
-const OLD_NAMES: [(&str, &str); 4] = [("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")];
+pub const OLD_NAMES: [(&str, &str); 4] = [("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")];
 
 /// (x + to_out(attention(q, k, v))) / rescale_output_factor with q, k, v linear in group_norm(x).
 pub struct Attention {

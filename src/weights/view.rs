@@ -71,6 +71,11 @@ impl View {
         &self.shape
     }
 
+    /// `F32`, `BF16` and so on.
+    pub fn dtype_name(&self) -> String {
+        self.dtype.to_string()
+    }
+
     pub(crate) fn file(&self) -> &Mapped {
         &self.file
     }

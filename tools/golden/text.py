@@ -43,13 +43,13 @@ def published(config, kind):
     return {key: value[key] for key in sorted(value) if key not in ("id2label", "label2id") or value[key]}
 
 
-def encoder(name, kind, ids, wrap=None, **options):
+def encoder(name, kind, ids, wrap=None, change=None, **options):
     sizes = {"vocab_size": VOCABULARY, "hidden_size": 24, "intermediate_size": 48, "num_attention_heads": 3, "max_position_embeddings": TOKENS}
     config = CLIPTextConfig(**(sizes | {"num_hidden_layers": 2, "bos_token_id": START, "pad_token_id": 1, "attn_implementation": "eager"} | options))
     model = kind(config)
     model = wrap(model) if wrap else model
     inputs = {"input_ids": torch.tensor(ids, dtype=torch.int64)}
-    return fixture(name, model, published(config, kind.__name__), "model.safetensors", {"text-encoder": (inputs, call)}, tapped=TAPPED)
+    return fixture(name, model, published(config, kind.__name__), "model.safetensors", {"text-encoder": (inputs, call)}, tapped=TAPPED, prepare=change)
 
 
 FIXTURES = {

@@ -38,8 +38,9 @@ def call(model, **given):
     return {"sample": model(**given, added_cond_kwargs=added or None).sample}
 
 
-def condition(name, size=(8, 8), timesteps=(37.0, 851.0), given=(), gains=(), **config):
-    """The fixture of UNet2DConditionModel(**config). `given`: shapes of further inputs of normal numbers."""
+def condition(name, size=(8, 8), timesteps=(37.0, 851.0), given=(), gains=(), tapped=TAPPED, change=None, **config):
+    """The fixture of UNet2DConditionModel(**config). `given`: shapes of further inputs of normal numbers. `change`: called with the
+    model after its weights were set."""
     options = {"layers_per_block": 1, "norm_num_groups": 4, "sample_size": size[0]} | config
     model = UNet2DConditionModel(**options)
     c = model.config
@@ -53,8 +54,14 @@ def condition(name, size=(8, 8), timesteps=(37.0, 851.0), given=(), gains=(), **
     if c.addition_embed_type == "text_time":
         inputs["time_ids"] = as_f32([[1024.0, 768.0, 0.0, 16.0, 1024.0, 512.0], [512.0, 512.0, 8.0, 0.0, 640.0, 960.0]])
     config_json = json.loads(model.to_json_string())
+
+    def prepare(model):
+        in_float64(model)
+        if change:
+            change(model)
+
     return fixture(
-        name, model, config_json, "diffusion_pytorch_model.safetensors", {"unet": (inputs, call)}, tapped=TAPPED, prepare=in_float64, gains=gains
+        name, model, config_json, "diffusion_pytorch_model.safetensors", {"unet": (inputs, call)}, tapped=tapped, prepare=prepare, gains=gains
     )
 
 
