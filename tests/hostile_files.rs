@@ -334,7 +334,17 @@ fn an_autoencoder_of_another_structure_is_refused() {
 fn texts_that_are_no_config_are_refused() {
     for (name, load, _, configs) in TARGETS {
         let copy = Copy::of(name);
-        for text in [&b""[..], b"{", b"[]", b"null", b"{\"a\":1,\"a\":2}", b"\xff\xfe{}", &b"[".repeat(1 << 20), &b"{\"a\":".repeat(1 << 16)] {
+        for text in [
+            &b""[..],
+            b"{",
+            b"[]",
+            b"null",
+            b"{\"a\":1,\"a\":2}",
+            b"\xff\xfe{}",
+            &b"[".repeat(1 << 20),
+            &b"{\"a\":".repeat(1 << 16),
+            &[b"\"", "x".repeat(20_000).as_bytes(), b"\""].concat(),
+        ] {
             std::fs::write(copy.path(configs[0]), text).unwrap();
             let what = format!("{name}: {} bytes of text", text.len());
             let error = attempt(&what, load, copy.0.path()).unwrap_or_else(|| panic!("{what} was accepted"));

@@ -1,6 +1,7 @@
 //! One row per architecture: a small random checkpoint made from its recipe (tools/golden/recipe.py) is recognised, loaded and
 //! run on the CPU executor and on the first adapter, and held against PyTorch in float64. Prints the table; a row that
-//! differs names its first diverging module. NAEVUS_ONLY=<part of a name> runs some rows.
+//! differs names its first diverging module. NAEVUS_ONLY=<part of a name> runs some rows,
+//! NAEVUS_TABLE=<file> writes the page of docs/parity.md.
 
 use std::path::{Path, PathBuf};
 
@@ -14,6 +15,18 @@ use naevus::weights::{Store, Writer};
 
 /// Relative root mean square of the difference: f32 sums of up to 1e4 terms through up to 200 layers stay below 2e-5.
 const ALLOWED: f64 = 1e-4;
+/// What docs/parity.md says before its table.
+const PREFACE: &str = "# Parity with PyTorch
+
+One row per architecture and component: a small random checkpoint with the published topology, names and configuration, narrow in its widths,
+recognised and loaded from its files alone and run on both executors. The last columns are the root mean square of the difference from the
+original library's forward in float64 (diffusers, transformers, timm, torchvision, segmentation-models-pytorch, MONAI), relative to that of the
+expected values; a row above 1e-4 fails the test and names the first module that differs. `modules` is how many of the library's modules
+are compared by their paths.
+
+`tools/golden.py` makes the goldens; `NAEVUS_TABLE=docs/parity.md cargo test --test parity` writes this page.
+
+";
 /// Values of a tap that a golden keeps.
 const SAMPLES: usize = 64;
 
@@ -244,16 +257,22 @@ fn every_architecture_is_pytorchs() {
     folders.sort();
     assert!(!folders.is_empty(), "no golden's name holds {only:?}");
     let devices = devices();
-    println!("| golden | architecture | component | parameters | modules | {} |", devices.iter().map(|d| d.describe()).collect::<Vec<_>>().join(" | "));
+    let names: Vec<String> = devices.iter().map(Device::describe).collect();
+    let mut table =
+        format!("| golden | architecture | component | parameters | modules | {} |\n|---|---|---|---|---|{}", names.join(" | "), "---|".repeat(names.len()));
     let mut failures = Vec::new();
     for folder in &folders {
         match rows(folder, &devices) {
             Ok(lines) if lines.is_empty() => failures.push(format!("{}: no component's file", folder.display())),
-            Ok(lines) => lines.iter().for_each(|line| println!("{line}")),
+            Ok(lines) => table.extend(lines.iter().map(|line| format!("\n{line}"))),
             Err(what) => failures.push(format!("{}: {what}", folder.file_name().unwrap().to_string_lossy())),
         }
     }
+    println!("{table}");
     assert!(failures.is_empty(), "{} of {} differ:\n{}", failures.len(), folders.len(), failures.join("\n"));
+    if let Ok(path) = std::env::var("NAEVUS_TABLE") {
+        std::fs::write(path, format!("{PREFACE}{table}\n")).unwrap();
+    }
 }
 
 /// The recipe in both languages: the first values of a tensor, from recipe.py.

@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use naevus::models::recognise;
 use naevus::weights::Store;
 
 fn golden(name: &str) -> PathBuf {
@@ -273,4 +274,28 @@ fn cut_and_flipped_files_are_errors_or_other_values() {
     let mut tar = vec![0; 1024];
     tar[257..262].copy_from_slice(b"ustar");
     refused("tar", &tar, "is a tar archive");
+}
+
+#[test]
+fn weights_made_by_others_are_recognised() {
+    let external = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/reference/external");
+    if !external.is_dir() {
+        println!("skipped: ../shared absent");
+        return;
+    }
+    // Thousands of parameters as their authors publish them.
+    let rows = [
+        ("cifar10_resnet/resnet20-12fca82f.th", "ResNet classifier", "classifier", 270),
+        ("cifar10_resnet/resnet56-4bfd9763.th", "ResNet classifier", "classifier", 850),
+        ("taef2/taef2_encoder.pth", "half of a TAESD autoencoder", "vae-encoder", 1340),
+        ("taef2/taef2_decoder.pth", "half of a TAESD autoencoder", "vae-decoder", 1340),
+        ("taesana/taesana_encoder.pth", "half of a TAESD autoencoder", "vae-encoder", 1260),
+    ];
+    for (file, name, component, thousands) in rows {
+        let found = recognise(&external.join(file)).unwrap();
+        let model = found.load().unwrap();
+        let names: Vec<&str> = model.components().into_iter().map(|c| c.name()).collect();
+        assert_eq!((found.name().as_str(), names.as_slice()), (name, &[component][..]), "{file}");
+        assert!(model.parameters().abs_diff(thousands * 1000) < 10_000, "{file}: {} parameters", model.parameters());
+    }
 }

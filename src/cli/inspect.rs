@@ -14,9 +14,15 @@ use crate::weights::Store;
 /// Folders of a diffusers model that hold a network, in the order in which they are shown.
 const MODEL_FOLDERS: [&str; 5] = ["unet", "vae", "vqvae", "text_encoder", "text_encoder_2"];
 
+/// What names of files with tensors end in.
+const WEIGHT_ENDINGS: [&str; 6] = ["safetensors", "bin", "ckpt", "pt", "pth", "th"];
+
+/// Values beside a state dict that are listed before they are counted; `--json` has them all.
+const SKIPPED_SHOWN: usize = 12;
+
 #[derive(clap::Args)]
 pub(crate) struct InspectArgs {
-    /// A model folder, a component's folder or a safetensors file
+    /// A model folder, a component's folder or a file of safetensors or PyTorch
     path: PathBuf,
     /// Images per forward for the cost and memory columns
     #[arg(long, default_value_t = 1)]
@@ -37,7 +43,10 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> Result<Outcome> {
     let files = weight_files(&args.path)?;
     let mut report = json!({ "path": args.path.display().to_string(), "architecture": found.name(), "files": [], "components": [] });
     for (path, store) in &files {
-        let value = file_report(path, store, args.tensors);
+        let value = match store {
+            Ok(store) => file_report(path, store, args.tensors),
+            Err(error) => json!({ "path": path.display().to_string(), "unreadable": error.fact() }),
+        };
         push(&mut report["files"], value);
     }
     for component in &components {
@@ -92,17 +101,28 @@ fn first_of_its_model(part: &Part, seen: &mut Vec<String>) -> bool {
     is_new
 }
 
-/// Every safetensors file at or below the path, two folders deep.
-fn weight_files(path: &Path) -> Result<Vec<(PathBuf, Store)>> {
+/// A file at or below the path, with its tensors or the reason why they can't be read.
+type WeightFile = (PathBuf, Result<Store>);
+
+/// Every file of tensors at or below the path, two folders deep. A file that was asked for by its own name must be readable; a folder
+/// may hold others of the same ending (`training_args.bin`), which are shown with the reason why they are not.
+fn weight_files(path: &Path) -> Result<Vec<WeightFile>> {
+    if path.is_file() {
+        return Ok(vec![(path.to_path_buf(), Ok(Store::open(path)?))]);
+    }
     let mut paths = Vec::new();
     collect(path, 2, &mut paths);
     paths.sort();
-    paths.into_iter().map(|p| Store::open(&p).map(|store| (p, store))).collect()
+    let open = |path: PathBuf| {
+        let store = Store::open(&path);
+        if path.extension().is_some_and(|e| e == "safetensors") { Ok((path, Ok(store?))) } else { Ok((path, store)) }
+    };
+    paths.into_iter().map(open).collect()
 }
 
 fn collect(path: &Path, depth: usize, found: &mut Vec<PathBuf>) {
     if path.is_file() {
-        if path.extension().is_some_and(|e| e == "safetensors") {
+        if path.extension().is_some_and(|e| WEIGHT_ENDINGS.iter().any(|ending| e == *ending)) {
             found.push(path.to_path_buf());
         }
     } else if let Ok(entries) = std::fs::read_dir(path)
@@ -126,7 +146,10 @@ fn file_report(path: &Path, store: &Store, list: bool) -> Value {
     let numbers: u64 = entries.iter().map(|e| e.shape.iter().map(|&d| d as u64).product::<u64>()).sum();
     let bytes = std::fs::metadata(path).map(|m| m.len()).unwrap_or(0);
     let tensors: Vec<Value> = if list { entries.iter().map(|e| json!({ "name": e.name, "dtype": e.dtype, "shape": e.shape })).collect() } else { Vec::new() };
-    json!({ "path": path.display().to_string(), "bytes": bytes, "tensors": entries.len(), "numbers": numbers, "dtypes": dtypes, "list": tensors, "metadata": store.metadata() })
+    let (path, metadata, skipped) = (path.display().to_string(), store.metadata(), store.skipped());
+    json!({
+        "path": path, "bytes": bytes, "tensors": entries.len(), "numbers": numbers, "dtypes": dtypes, "list": tensors, "metadata": metadata, "skipped": skipped,
+    })
 }
 
 fn component_report(c: &Part, batch: usize) -> Result<Value> {
@@ -152,21 +175,35 @@ fn print_text(report: &Value, args: &InspectArgs) -> Result<()> {
         for (field, value) in c["config"].as_object().into_iter().flatten() {
             speech::print_line(&format!("      {field}: {value}"))?;
         }
+        let dropped = list(&c["dropped"]);
+        if let Some(first) = dropped.first() {
+            speech::print_line(&format!("      {} tensors that it does not need: {}, ... (--json has all)", dropped.len(), text(first)))?;
+        }
         if let (Some(flops), Some(peak)) = (c["flops_per_forward"].as_u64(), c["peak_memory_bytes"].as_u64()) {
             speech::print_line(&format!("      one forward at batch {}: {:.2} GFLOP, peak memory {}", args.batch, flops as f64 / 1e9, speech::bytes(peak)))?;
         }
     }
-    for f in list(&report["files"]) {
-        let bytes = speech::bytes(f["bytes"].as_u64().unwrap_or(0));
-        speech::print_line(&format!(
-            "  {}: {} tensors, {}, {bytes}",
-            text(&f["path"]),
-            f["tensors"],
-            list(&f["dtypes"]).iter().map(text).collect::<Vec<_>>().join(" ")
-        ))?;
-        for t in list(&f["list"]) {
-            speech::print_line(&format!("      {} {} {}", text(&t["name"]), text(&t["dtype"]), t["shape"]))?;
-        }
+    list(&report["files"]).iter().try_for_each(print_file)
+}
+
+fn print_file(file: &Value) -> Result<()> {
+    let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_string);
+    let list = |v: &Value| v.as_array().cloned().unwrap_or_default();
+    let path = text(&file["path"]);
+    if let Some(fact) = file["unreadable"].as_str() {
+        return speech::print_line(&format!("  {path}: not read: {fact}"));
+    }
+    let dtypes = list(&file["dtypes"]).iter().map(text).collect::<Vec<_>>().join(" ");
+    speech::print_line(&format!("  {path}: {} tensors, {dtypes}, {}", file["tensors"], speech::bytes(file["bytes"].as_u64().unwrap_or(0))))?;
+    let skipped = list(&file["skipped"]);
+    for what in skipped.iter().take(SKIPPED_SHOWN) {
+        speech::print_line(&format!("      left alone: {}", text(what)))?;
+    }
+    if skipped.len() > SKIPPED_SHOWN {
+        speech::print_line(&format!("      left alone: {} more", skipped.len() - SKIPPED_SHOWN))?;
+    }
+    for t in list(&file["list"]) {
+        speech::print_line(&format!("      {} {} {}", text(&t["name"]), text(&t["dtype"]), t["shape"]))?;
     }
     Ok(())
 }

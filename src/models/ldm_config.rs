@@ -256,6 +256,8 @@ fn text(shapes: &Shapes, [tokens, positions]: [&str; 2], class: &str, layers: us
         "num_attention_heads": hidden / HEAD_CHANNELS,
         "hidden_act": if tokens.starts_with("embeddings") { "quick_gelu" } else { "gelu" },
         "layer_norm_eps": 1e-5,
+        // As published: the token of the largest number ends a text.
+        "eos_token_id": 2,
         "projection_dim": projection.unwrap_or(hidden),
     }))
 }
@@ -310,6 +312,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_refiner_tells_its_own() {
+        let list = told(include_str!("../../tests/golden/names/sdxl-refiner.txt"));
+        let published: Value = serde_json::from_str(include_str!("../../tests/golden/names/sdxl-refiner.json")).unwrap();
+        let (shape, mut config) = unet(&part(&list, "unet", "model.diffusion_model."), Family::XlRefiner, Some(1280)).unwrap();
+        assert_eq!(config["transformer_layers_per_block"], json!([1, 4, 4, 4]));
+        config["transformer_layers_per_block"] = json!(4);
+        agrees(&config, &published["unet"]);
+        assert_eq!(shape.attention, [false, true, true, false]);
     }
 
     #[test]

@@ -249,6 +249,8 @@ pub(super) mod tests {
         holds(&list, "unet", "model.diffusion_model.", &unet(&shape(&[false, true, true], Some("add_embedding"))));
         holds(&list, "text_encoder", "conditioner.embedders.0.transformer.", &clip(true));
         holds(&list, "text_encoder_2", "conditioner.embedders.1.model.", &open_clip(32, true));
+        let refiner = told(include_str!("../../tests/golden/names/sdxl-refiner.txt"));
+        holds(&refiner, "unet", "model.diffusion_model.", &unet(&shape(&[false, true, true, false], Some("add_embedding"))));
         let views = open_clip(32, true);
         assert_eq!(views.to_file("text_projection.weight"), Some(("text_projection".to_string(), View::Transposed)));
     }

@@ -43,3 +43,27 @@ pub static ARCHITECTURE: Architecture = Architecture {
     is_path: |_| false,
     load,
 };
+
+#[cfg(test)]
+mod tests {
+    use crate::models::recognise;
+    use crate::weights::Writer;
+
+    /// A bare state dict is known by its names, and cannot be run: heads and groups are in no shape.
+    #[test]
+    fn weights_alone_are_known_and_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        for (names, architecture) in [
+            (vec!["conv_in.conv.weight", "time_embed.0.weight", "middle_block.resnet_1.norm1.weight"], "MONAI DiffusionModelUNet"),
+            (vec!["encoder.blocks.0.conv.weight", "quant_conv_mu.conv.weight"], "MONAI AutoencoderKL"),
+        ] {
+            let mut writer = Writer::new();
+            names.iter().for_each(|name| writer.f32(name, &[1], vec![0.0]).unwrap());
+            writer.write(&path).unwrap();
+            let found = recognise(&path).unwrap();
+            assert_eq!(found.name(), architecture);
+            assert!(found.load().err().unwrap().to_string().contains("no config.json beside the weights, expected one"));
+        }
+    }
+}

@@ -102,6 +102,40 @@ fn places(name: &str) -> impl Iterator<Item = (&str, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::weights::Writer;
+
+    /// The numbers that diffusers' `convert_open_clip_checkpoint` takes: rows of queries, keys and values in this order.
+    #[test]
+    fn views_hold_their_own_numbers() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        let mut writer = Writer::new();
+        writer.f32("attn.in_proj_weight", &[6, 2], (0..12u8).map(f32::from).collect()).unwrap();
+        writer.f32("text_projection", &[2, 3], (0..6u8).map(f32::from).collect()).unwrap();
+        writer.f32("q.weight", &[2, 1, 1, 1], vec![7.0, 8.0]).unwrap();
+        writer.f32("logit_scale", &[], vec![1.0]).unwrap();
+        writer.f32("other", &[1], vec![1.0]).unwrap();
+        writer.write(&path).unwrap();
+        let mut map = NameMap::new();
+        for (index, name) in ["q_proj.weight", "k_proj.weight", "v_proj.weight"].into_iter().enumerate() {
+            map.add("attn.in_proj_weight", name, View::Third(index));
+        }
+        map.add("text_projection", "text_projection.weight", View::Transposed);
+        map.add("q.weight", "to_q.weight", View::Pointwise);
+        let store = map.apply(Store::open(&path).unwrap(), |name| name == "logit_scale").unwrap();
+        let expected: [(&str, &[usize], &[f32]); 5] = [
+            ("q_proj.weight", &[2, 2], &[0.0, 1.0, 2.0, 3.0]),
+            ("k_proj.weight", &[2, 2], &[4.0, 5.0, 6.0, 7.0]),
+            ("v_proj.weight", &[2, 2], &[8.0, 9.0, 10.0, 11.0]),
+            ("text_projection.weight", &[3, 2], &[0.0, 3.0, 1.0, 4.0, 2.0, 5.0]),
+            ("to_q.weight", &[2, 1], &[7.0, 8.0]),
+        ];
+        for (name, shape, values) in expected {
+            let array = store.array(name).unwrap();
+            assert_eq!((array.dims(), array.data.as_slice()), (shape, values), "{name}");
+        }
+        assert_eq!((store.dropped(), store.shape("other")), (&["logit_scale".to_string()][..], Some(&[1][..])));
+    }
 
     #[test]
     fn the_longest_place_is_taken_whole_steps_only() {

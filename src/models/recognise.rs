@@ -6,7 +6,7 @@ use crate::base::{Error, Kind, Result};
 use crate::models::model::{Architecture, Checkpoint, Model};
 use crate::models::{
     autoencoder_kl, clip_text, convnext, deeplab, densenet, efficientnet, inception, monai_autoencoder, monai_unet, resnet, single_file, smp_unet, squeezenet,
-    taesd, unet_2d, unet_2d_condition, vit, vq_model,
+    swin, taesd, taesd_part, unet_2d, unet_2d_condition, vit, vq_model,
 };
 use crate::weights::{Config, Store};
 
@@ -27,12 +27,14 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &monai_autoencoder::ARCHITECTURE,
     &vq_model::ARCHITECTURE,
     &taesd::ARCHITECTURE,
+    &taesd_part::ARCHITECTURE,
     &resnet::ARCHITECTURE,
     &convnext::ARCHITECTURE,
     &densenet::ARCHITECTURE,
     &efficientnet::ARCHITECTURE,
     &inception::ARCHITECTURE,
     &squeezenet::ARCHITECTURE,
+    &swin::ARCHITECTURE,
     &vit::ARCHITECTURE,
     &deeplab::ARCHITECTURE,
     &smp_unet::ARCHITECTURE,

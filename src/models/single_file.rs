@@ -1,11 +1,10 @@
-//! A single-file Stable Diffusion checkpoint as one model: its UNet and autoencoder.
-
-use std::collections::BTreeSet;
+//! A single-file Stable Diffusion checkpoint as one model: its UNet, autoencoder and text encoders.
 
 use serde_json::{Value, json};
 
 use crate::base::{Error, Kind, Result};
 use crate::models::autoencoder_kl::AutoencoderKl;
+use crate::models::clip_text::{ClipText, ClipTextConfig};
 use crate::models::ldm::{self, LdmPart};
 use crate::models::ldm_config::Family;
 use crate::models::model::{Architecture, Autoencoder, Checkpoint, Component, Denoiser, Inputs, Model, Output, Port};
@@ -18,6 +17,8 @@ use crate::weights::{Scope, Store};
 pub struct SingleFile {
     unet: Box<dyn Model>,
     vae: Option<Box<dyn Model>>,
+    text_encoder: Option<Box<dyn Model>>,
+    text_encoder_2: Option<Box<dyn Model>>,
     prediction_type: Option<&'static str>,
     dropped: Vec<String>,
 }
@@ -33,15 +34,15 @@ fn load_vae(part: LdmPart) -> Result<Box<dyn Model>> {
     Ok(Box::new(AutoencoderKl::from_scope(&Scope::new(part.store, "vae"), &part.config)?))
 }
 
+fn load_text_encoder(part: LdmPart) -> Result<Box<dyn Model>> {
+    let config = ClipTextConfig::from_config(&part.config)?;
+    Ok(Box::new(ClipText::from_scope(&Scope::new(part.store, "text encoder"), config)?))
+}
+
 impl SingleFile {
     pub fn load(checkpoint: &Checkpoint) -> Result<SingleFile> {
         let parts = ldm::parts(&Store::open(&checkpoint.path)?)?;
         let mut dropped = parts.dropped;
-        // Nothing here runs them: their names and shapes are known to `ldm::parts`, and are told as not needed.
-        for part in [&parts.text_encoder, &parts.text_encoder_2].into_iter().flatten() {
-            let names: BTreeSet<&str> = part.store.names().filter_map(|name| part.store.own_name(name)).collect();
-            dropped.extend(names.into_iter().map(str::to_string));
-        }
         let mut load = |part: Option<LdmPart>, loader: Loader| -> Result<Option<Box<dyn Model>>> {
             let model = part.map(loader).transpose()?;
             dropped.extend(model.iter().flat_map(|model| model.dropped().to_vec()));
@@ -51,16 +52,20 @@ impl SingleFile {
         Ok(SingleFile {
             unet: load(parts.unet, load_unet)?.ok_or_else(|| Error::new(Kind::Weights, place, "no UNet in the file, expected one"))?,
             vae: load(parts.vae, load_vae)?,
+            text_encoder: load(parts.text_encoder, load_text_encoder)?,
+            text_encoder_2: load(parts.text_encoder_2, load_text_encoder)?,
             prediction_type: parts.prediction_type,
             dropped,
         })
     }
 
     fn models(&self) -> impl Iterator<Item = (&'static str, &dyn Model)> {
-        std::iter::once(("unet", self.unet.as_ref())).chain(self.vae.iter().map(|model| ("vae", model.as_ref())))
+        let optional = [("vae", &self.vae), ("text_encoder", &self.text_encoder), ("text_encoder_2", &self.text_encoder_2)];
+        let optional = optional.into_iter().filter_map(|(name, model)| Some((name, model.as_ref()?.as_ref())));
+        std::iter::once(("unet", self.unet.as_ref())).chain(optional)
     }
 
-    /// The model that runs `component`.
+    /// The model that runs `component`. SDXL's second text encoder is one of [`ldm::parts`], and no component of its own.
     fn model(&self, component: Component) -> Option<&dyn Model> {
         self.models().map(|(_, model)| model).find(|model| model.components().contains(&component))
     }

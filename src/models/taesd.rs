@@ -47,26 +47,26 @@ enum Layer {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
+pub(crate) enum Part {
     Encoder,
     Decoder,
 }
 
 impl Part {
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         if self == Part::Encoder { "encoder" } else { "decoder" }
     }
 }
 
 /// An encoder or a decoder.
-struct Sequential {
+pub(crate) struct Sequential {
     layers: Vec<Layer>,
-    inputs: usize,
-    outputs: usize,
+    pub(crate) inputs: usize,
+    pub(crate) outputs: usize,
     /// Pixels per latent along one axis.
-    factor: usize,
-    has_pool_branch: bool,
-    parameters: u64,
+    pub(crate) factor: usize,
+    pub(crate) has_pool_branch: bool,
+    pub(crate) parameters: u64,
 }
 
 /// The config.json of a folder with both parts.
@@ -164,27 +164,18 @@ impl Taesd {
     /// image: `[N, H, W, 3]` in [0, 1], H and W multiples of the downscale; result: latents
     /// `[N, H / downscale, W / downscale, latent_channels]`, not scaled.
     pub fn encode(&self, t: &mut Tape, image: Tensor) -> Result<Tensor> {
-        let [n, h, w, c] = t.nhwc(image)?;
-        let factor = self.encoder.factor;
-        if c != self.encoder.inputs || h % factor != 0 || w % factor != 0 || h * w == 0 {
-            return Err(t.mismatch(format!("image is [{n}, {c}, {h}, {w}], expected [N, 3, H, W] with H and W multiples of {factor}")));
-        }
-        t.scope(Part::Encoder.name(), |t| self.encoder.forward(t, image))
+        self.encoder.encode(t, image)
     }
 
     /// latents: `[N, H, W, latent_channels]`, not scaled; result: `[N, H downscale, W downscale, 3]`, about [0, 1] but not
     /// clamped to it.
     pub fn decode(&self, t: &mut Tape, latents: Tensor) -> Result<Tensor> {
-        let [n, h, w, c] = t.nhwc(latents)?;
-        if c != self.decoder.inputs {
-            return Err(t.mismatch(format!("latents are [{n}, {c}, {h}, {w}], expected [N, {}, H, W]", self.decoder.inputs)));
-        }
-        t.scope(Part::Decoder.name(), |t| self.decoder.forward(t, latents))
+        self.decoder.decode(t, latents)
     }
 }
 
 impl Sequential {
-    fn load(scope: &Scope, part: Part) -> Result<Sequential> {
+    pub(crate) fn load(scope: &Scope, part: Part) -> Result<Sequential> {
         let place = scope.store().place().to_string();
         let discovered = Discovered::read(scope)?;
         let bad = |index: usize, fact: &str| Error::new(Kind::Weights, format!("vae.{}: layer {index}", part.name()), fact).remark(&place);
@@ -225,6 +216,25 @@ impl Sequential {
         }
         sequential.parameters = scope.finish()?.parameters;
         Ok(sequential)
+    }
+
+    /// See [`Taesd::encode`].
+    pub(crate) fn encode(&self, t: &mut Tape, image: Tensor) -> Result<Tensor> {
+        let [n, h, w, c] = t.nhwc(image)?;
+        let factor = self.factor;
+        if c != self.inputs || h % factor != 0 || w % factor != 0 || h * w == 0 {
+            return Err(t.mismatch(format!("image is [{n}, {c}, {h}, {w}], expected [N, {}, H, W] with H and W multiples of {factor}", self.inputs)));
+        }
+        t.scope(Part::Encoder.name(), |t| self.forward(t, image))
+    }
+
+    /// See [`Taesd::decode`].
+    pub(crate) fn decode(&self, t: &mut Tape, latents: Tensor) -> Result<Tensor> {
+        let [n, h, w, c] = t.nhwc(latents)?;
+        if c != self.inputs {
+            return Err(t.mismatch(format!("latents are [{n}, {c}, {h}, {w}], expected [N, {}, H, W]", self.inputs)));
+        }
+        t.scope(Part::Decoder.name(), |t| self.forward(t, latents))
     }
 
     fn forward(&self, t: &mut Tape, x: Tensor) -> Result<Tensor> {

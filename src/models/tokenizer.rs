@@ -3,7 +3,7 @@
 //! Source: Radford et al. (2021); `transformers/models/clip/tokenization_clip.py`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 use tokenizers::models::bpe::BPE;
@@ -354,7 +354,7 @@ fn read_added(folder: &Path, files: &Files, roles: &[AddedToken], added: &mut BT
     Ok(())
 }
 
-fn optional(path: &PathBuf) -> Result<Option<Config>> {
+fn optional(path: &Path) -> Result<Option<Config>> {
     path.is_file().then(|| Config::read(path)).transpose()
 }
 

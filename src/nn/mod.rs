@@ -10,6 +10,7 @@ pub mod embeddings;
 pub mod linear;
 pub mod norm;
 pub mod squeeze_excite;
+pub mod window_attention;
 
 pub use attention::Attention;
 pub use batch_norm::{BATCH_NORM_EPS, BatchNorm};
@@ -18,3 +19,4 @@ pub use embeddings::{Embedding, TimestepEmbedding, TimestepProjection};
 pub use linear::Linear;
 pub use norm::{GroupNorm, LayerNorm};
 pub use squeeze_excite::SqueezeExcite;
+pub use window_attention::{WindowAttention, Windows};

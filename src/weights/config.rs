@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::base::error::edit_distance;
 use crate::base::{Error, Kind, Result};
-use crate::weights::json::{Object, shorten};
+use crate::weights::json::{Object, shorten, why};
 
 /// Largest file, in bytes.
 const MAX_BYTES: u64 = 16 << 20;
@@ -38,7 +38,7 @@ impl Config {
 
     /// Parses `text`; `place` names it in errors.
     pub fn parse(text: &str, place: &str) -> Result<Config> {
-        let Object(fields) = serde_json::from_str(text).map_err(|e| Error::new(Kind::Config, place, format!("expected a JSON object: {e}")))?;
+        let Object(fields) = serde_json::from_str(text).map_err(|e| Error::new(Kind::Config, place, format!("expected a JSON object: {}", why(&e))))?;
         Ok(Config { place: place.to_string(), fields, known: RefCell::default() })
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::base::{Error, Kind, Result};
-use crate::weights::json::{Object, shorten};
+use crate::weights::json::{Object, shorten, why};
 
 /// Names that a folder's weights have, in the order of preference; each may also be split, with `<name>.index.json`.
 /// Weights in half precision are taken where there are no others.
@@ -55,7 +55,7 @@ pub(crate) fn weight_map(index: &Path) -> Result<BTreeMap<String, String>> {
         return Err(bad(format!("{size} bytes, expected an index of at most {MAX_INDEX_BYTES}")));
     }
     let text = std::fs::read_to_string(index).map_err(|e| Error::io(index, &e))?;
-    let Object(pairs) = serde_json::from_str(&text).map_err(|e| bad(format!("not an index of weight files: {e}")))?;
+    let Object(pairs) = serde_json::from_str(&text).map_err(|e| bad(format!("not an index of weight files: {}", why(&e))))?;
     let map = pairs.into_iter().find(|(name, _)| name == "weight_map").map(|(_, value)| value);
     let map = map.as_ref().and_then(|v| v.as_object()).ok_or_else(|| bad("no `weight_map`, expected an object of tensor and file names".to_string()))?;
     let mut out = BTreeMap::new();

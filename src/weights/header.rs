@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use safetensors::tensor::{Dtype, TensorInfo};
 
-use crate::weights::json::{Object, shorten};
+use crate::weights::json::{Object, shorten, why};
 
 /// Largest header that the format allows, in bytes.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -51,7 +51,7 @@ pub(crate) fn parse(file: &[u8]) -> Result<Header, String> {
     }
     let text = rest.get(..length as usize).ok_or_else(|| format!("header of {length} bytes in a file of {}: truncated, or not safetensors", file.len()))?;
     let text = std::str::from_utf8(text).map_err(|_| "header is not UTF-8 text: not a safetensors file".to_string())?;
-    let Object(pairs) = serde_json::from_str(text).map_err(|e| format!("header is not the JSON of a safetensors file: {e}"))?;
+    let Object(pairs) = serde_json::from_str(text).map_err(|e| format!("header is not the JSON of a safetensors file: {}", why(&e)))?;
     let start = 8 + length as usize;
     let mut header = Header { tensors: Vec::with_capacity(pairs.len()), metadata: Vec::new() };
     for (name, value) in pairs {
@@ -77,7 +77,7 @@ fn metadata(value: serde_json::Value) -> Result<Vec<(String, String)>, String> {
 /// One entry, its range relative to the first data byte and inside of `data_bytes`.
 fn tensor(name: String, value: serde_json::Value, data_bytes: usize) -> Result<Tensor, String> {
     let at = |fact: String| format!("tensor `{}`: {fact}", shorten(&name));
-    let info: TensorInfo = serde_json::from_value(value).map_err(|e| at(format!("{e}, expected dtype, shape and data_offsets")))?;
+    let info: TensorInfo = serde_json::from_value(value).map_err(|e| at(format!("{}, expected dtype, shape and data_offsets", why(&e))))?;
     let (from, to) = info.data_offsets;
     if from > to || to > data_bytes {
         return Err(at(format!("bytes {from}..{to}, expected a range within the {data_bytes} bytes that the file holds (truncated?)")));

@@ -32,6 +32,12 @@ impl<'de> Deserialize<'de> for Object {
     }
 }
 
+/// Why a text did not parse, in at most 200 characters: serde quotes a wrong value whole. The place in the text stands at the end.
+pub(crate) fn why(error: &serde_json::Error) -> String {
+    let text: Vec<char> = error.to_string().chars().collect();
+    if text.len() <= 200 { text.iter().collect() } else { text[..137].iter().chain(&['.', '.', '.']).chain(&text[text.len() - 60..]).collect() }
+}
+
 /// A name or value as an error shows it: at most 80 characters.
 pub(crate) fn shorten(text: &str) -> String {
     if text.chars().count() <= 80 { text.to_string() } else { text.chars().take(77).chain("...".chars()).collect() }

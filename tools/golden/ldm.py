@@ -176,6 +176,7 @@ def vae_config(channels, **options):
 
 def clip_config(hidden, layers, act, projection=None, vocabulary=49408, positions=77, **options):
     given = {"hidden_size": hidden, "intermediate_size": 4 * hidden, "num_hidden_layers": layers, "num_attention_heads": max(1, hidden // 64), "hidden_act": act}
+    given |= {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
     given["architectures"] = ["CLIPTextModelWithProjection" if projection else "CLIPTextModel"]
     return CLIPTextConfig(vocab_size=vocabulary, max_position_embeddings=positions, projection_dim=projection or hidden, **given, **options)
 
@@ -192,7 +193,7 @@ SDXL_EXTRA = {"addition_embed_type": "text_time", "addition_time_embed_dim": 256
 def full_size(name):
     """Models of the published sizes, without memory: UNet, autoencoder, [(text encoder, prefix, is OpenCLIP's, has a last layer more)]."""
     latents = {"sd1": 64, "sd2": 64 if name == "sd2-inpaint" else 96, "sdx": 128}[name[:3]]
-    vae = AutoencoderKL(**vae_config(SD_VAE, sample_size=8 * latents, **({"scaling_factor": 0.13025} if name == "sdxl" else {})))
+    vae = AutoencoderKL(**vae_config(SD_VAE, sample_size=8 * latents, **({"scaling_factor": 0.13025} if name.startswith("sdxl") else {})))
     if name.startswith("sd1"):
         unet = unet_config((320, 640, 1280, 1280), 768, (1, 1, 1, 0), in_channels=9 if name.endswith("inpaint") else 4, sample_size=latents, **SD1)
         return UNet2DConditionModel(**unet), vae, [(text_model(clip_config(768, 12, "quick_gelu")), "cond_stage_model.transformer.", False, False)]
@@ -200,6 +201,13 @@ def full_size(name):
         channels = {"sd2-inpaint": 9, "sd2-depth": 5}.get(name, 4)
         unet = unet_config((320, 640, 1280, 1280), 1024, (1, 1, 1, 0), in_channels=channels, attention_head_dim=[5, 10, 20, 20], use_linear_projection=True, sample_size=latents)
         return UNet2DConditionModel(**unet), vae, [(text_model(clip_config(1024, 23, "gelu")), "cond_stage_model.model.", True, True)]
+    if name == "sdxl-refiner":
+        extra = SDXL_EXTRA | {"projection_class_embeddings_input_dim": 2560}
+        unet = unet_config((384, 768, 1536, 1536), 1280, (0, 4, 4, 0), attention_head_dim=[6, 12, 24, 24], sample_size=latents, **extra)
+        # A list would give the middle its last number: the published configuration has one for all.
+        unet["transformer_layers_per_block"] = 4
+        second = text_model(clip_config(1280, 32, "gelu", projection=1280), projected=True)
+        return UNet2DConditionModel(**unet), vae, [(second, "conditioner.embedders.0.model.", True, False)]
     unet = unet_config((320, 640, 1280), 2048, (0, 2, 10), attention_head_dim=[5, 10, 20], sample_size=latents, **SDXL_EXTRA)
     first, second = text_model(clip_config(768, 12, "quick_gelu")), text_model(clip_config(1280, 32, "gelu", projection=1280), projected=True)
     return UNet2DConditionModel(**unet), vae, [(first, "conditioner.embedders.0.transformer.", False, False), (second, "conditioner.embedders.1.model.", True, False)]
@@ -235,7 +243,7 @@ class Rows(Json):
 
 def name_list(name):
     """Every tensor of a full-size file: part, name in the file, shape there, and the model's name (several with `+`, none as `-`).
-    All have the same autoencoder: it is in the first list only."""
+    All have the same autoencoder: it is in the first list only. The refiner's text encoder is SDXL's second."""
     names = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
     with torch.device("meta"):
         unet, vae, texts = full_size(name)
@@ -252,12 +260,12 @@ def name_list(name):
             owners.setdefault(prefix + file, []).append(with_wrapper(key))
     rows = []
     for part, state in parts.items():
-        if part == "vae" and name != NAMES[0]:
+        if (part == "vae" and name != NAMES[0]) or (part != "unet" and name == "sdxl-refiner"):
             continue
         for key, value in sorted(state.items()):
             rows.append([part, key, "x".join(str(dim) for dim in value.shape), "+".join(sorted(owners.get(key, ["-"])))])
     configs = {"unet": unet.config, "vae": vae.config} | {part: text.config.to_dict() for part, (text, *_) in zip(list(parts)[2:], texts)}
-    published = {part: {"_class_name": names.get(part)} | dict(config) for part, config in configs.items()}
+    published = {part: {"_class_name": names.get(part)} | {key: value for key, value in config.items() if not key.startswith("_")} for part, config in configs.items()}
     return {f"names/{name}.txt": Rows(rows), f"names/{name}.json": Json(json.loads(json.dumps(published, default=str)))}
 
 
@@ -311,6 +319,7 @@ class Parts(torch.nn.Module):
 NOISE = ["betas", "alphas_cumprod", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod", "posterior_mean_coef1"]
 TAPPED = (
     r"unet\.(conv_in|time_embedding|add_embedding|mid_block|(down|up)_blocks\.\d+(\.(resnets|attentions|downsamplers|upsamplers)\.\d+)?|conv_out)"
+    r"|text_encoder\.(text_model\.)?(encoder\.layers\.\d+|final_layer_norm)"
     r"|vae\.((en|de)coder\.(conv_in|mid_block|(down|up)_blocks\.\d+)|(post_)?quant_conv)"
 )
 
@@ -328,6 +337,17 @@ def encode(model, sample):
     return {"latent_dist_mean": posterior.mean, "latent_dist_logvar": posterior.logvar}
 
 
+def encode_text(model, input_ids):
+    result = model.text_encoder(input_ids, output_hidden_states=True)
+    outputs = {"last_hidden_state": result.last_hidden_state, "penultimate_hidden_state": result.hidden_states[-2]}
+    return outputs | ({"text_embeds": result.text_embeds} if hasattr(result, "text_embeds") else {"pooler_output": result.pooler_output})
+
+
+def tap_name(path):
+    part, path = path.split(".", 1)
+    return with_wrapper(path) if part == "text_encoder" else path
+
+
 def single_file(name, unet, texts, vae=(32, 64), more=(), **vae_options):
     """A narrow file. Norms have 32 groups, as no file can tell another number."""
     torch.manual_seed(0)
@@ -341,8 +361,9 @@ def single_file(name, unet, texts, vae=(32, 64), more=(), **vae_options):
         "encoder_hidden_states": normal((name, "tokens"), (1, 77, config.cross_attention_dim)),
     }
     if config.addition_embed_type:
-        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        given |= {"text_embeds": normal((name, "text"), (1, pooled)), "time_ids": torch.tensor([[512.0, 384.0, 0.0, 64.0, 512.0, 384.0]])}
+        ids = 5 if name.endswith("refiner") else 6
+        pooled = config.projection_class_embeddings_input_dim - ids * config.addition_time_embed_dim
+        given |= {"text_embeds": normal((name, "text"), (1, pooled)), "time_ids": torch.tensor([[512.0, 384.0, 0.0, 64.0, 6.0, 384.0][:ids]])}
     pixels = 2 * smooth_image((name, "pixels"), (1, 3, 16, 24)) - 1
     latents = normal((name, "latents"), (1, 4, 4, 6))
     components = {
@@ -351,7 +372,9 @@ def single_file(name, unet, texts, vae=(32, 64), more=(), **vae_options):
         "vae-decoder": ({"latents": latents}, lambda model, latents: {"sample": model.vae.decode(latents).sample}),
     }
     rows = [*model.last_layers(), *([buffer, [7], 0.5, 0.5] for buffer in NOISE), *more]
-    tap_name = lambda path: path.split(".", 1)[1]
+    text = texts[0][0]
+    tokens = torch.tensor([[0, 5, 17, 3, text.config.vocab_size - 1, 1, 1], [0, text.config.vocab_size - 1, 9, 1, 1, 1, 1]])
+    components["text-encoder"] = ({"input_ids": tokens}, encode_text)
     return fixture(name, model, None, "model.safetensors", components, tapped=TAPPED, rename=model.stored, more=rows, tap_name=tap_name, gains=SOFTER)
 
 
@@ -379,6 +402,14 @@ def ldm_sdxl():
     return single_file("ldm-sdxl", unet, texts, more=unread, scaling_factor=0.13025)
 
 
-NAMES = ("sd1-inpaint", "sd2-depth", "sdxl")
+def ldm_sdxl_refiner():
+    """The one whose first text encoder is OpenCLIP's with its projection."""
+    extra = SDXL_EXTRA | {"addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 128 + 5 * 8}
+    unet = unet_config((64, 128, 64), 128, (0, 1, 0), attention_head_dim=[1, 2, 1], **extra)
+    text = text_model(clip_config(128, 2, "gelu", projection=128, vocabulary=99), projected=True)
+    return single_file("ldm-sdxl-refiner", unet, [(text, "conditioner.embedders.0.model.", True, False)], scaling_factor=0.13025)
+
+
+NAMES = ("sd1-inpaint", "sd2-depth", "sdxl", "sdxl-refiner")
 FIXTURES = {f"names/{name}": lambda name=name: name_list(name) for name in NAMES}
-FIXTURES |= {"models/ldm-sd1-inpaint": ldm_sd1_inpaint, "models/ldm-sd2": ldm_sd2, "models/ldm-sdxl": ldm_sdxl}
+FIXTURES |= {"models/ldm-sd1-inpaint": ldm_sd1_inpaint, "models/ldm-sd2": ldm_sd2, "models/ldm-sdxl": ldm_sdxl, "models/ldm-sdxl-refiner": ldm_sdxl_refiner}
