@@ -21,7 +21,10 @@ from golden.torch_files import Blob, saved
 F = torch.nn.functional
 SIZE, LATENT, DOWNSCALE, TOKENS = 16, 4, 4, 16
 WORD, VECTORS = "<mole>", 2
-PROMPTS = {"vasc": "a photo of a vascular lesion", "df": f"dermoscopy image of {WORD}, it's a dermatofibroma!"}
+# In the order of the alphabet: that of the labels.
+PROMPTS = {"df": f"dermoscopy image of {WORD}, it's a dermatofibroma!", "vasc": "a photo of a vascular lesion"}
+# More tokens than there is room for.
+LONG = "blurry photo of a hand, a ruler, a coin, a watch, long dark hair over the skin and the letters of a label"
 STEPS, GUIDANCE = 4, 2.5
 
 
@@ -54,12 +57,16 @@ def learned(name, widths):
     return [normal((name, "word", str(at)), (VECTORS, width)) for at, width in enumerate(widths)]
 
 
-def parts(name, width, **options):
-    net, unet_files = unet.build(
-        f"{name}/unet", UNet2DConditionModel, sample_size=SIZE // DOWNSCALE, in_channels=2 * LATENT + 1, out_channels=LATENT, block_out_channels=(4, 8),
+def denoiser(name, width, in_channels, **options):
+    return unet.build(
+        name, UNet2DConditionModel, sample_size=SIZE // DOWNSCALE, in_channels=in_channels, out_channels=LATENT, block_out_channels=(4, 8),
         norm_num_groups=4, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=1, attention_head_dim=2, cross_attention_dim=width, **options,
     )
+
+
+def parts(name, width, **options):
+    net, unet_files = denoiser(f"{name}/unet", width, 2 * LATENT + 1, **options)
     blocks = 3
     vae, vae_files = unet.build(
         f"{name}/vae", AutoencoderKL, down_block_types=("DownEncoderBlock2D",) * blocks, up_block_types=("UpDecoderBlock2D",) * blocks,
@@ -79,6 +86,14 @@ def index(kind, encoders, **more):
         suffix = "" if at == 0 else "_2"
         value |= {f"text_encoder{suffix}": ["transformers", encoder], f"tokenizer{suffix}": ["transformers", "CLIPTokenizer"]}
     return Json(value | {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]})
+
+
+def conditions(pipe, negative):
+    """What each class and the null class are to the denoiser, named as its inputs."""
+    prompts = list(PROMPTS.values())
+    embeds = pipe.encode_prompt(prompts, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True, negative_prompt=negative)
+    out = {"encoder_hidden_states": torch.cat([embeds[0], embeds[1][:1]])}
+    return out if len(embeds) == 2 else out | {"text_embeds": torch.cat([embeds[2], embeds[3][:1]])}
 
 
 @torch.no_grad()
@@ -104,6 +119,7 @@ def trajectory(name, pipe, negative):
         callback_on_step_end=keep,
     ).images
     DiagonalGaussianDistribution.sample = sampled
+    out |= conditions(pipe, None if negative is None else [negative] * len(prompts))
     out |= {"timesteps": pipe.scheduler.timesteps.int(), "decoded": decoded, "output": decoded * hole + image * (1 - hole)}
     settings = {"steps": str(STEPS), "guidance": str(GUIDANCE), "eta": "0", "strength": "1"}
     return Tensors(out, settings | ({} if negative is None else {"negative_prompt": negative}))
@@ -111,8 +127,7 @@ def trajectory(name, pipe, negative):
 
 def finish(name, pipe, files, negatives):
     """The files of models/<name>, with a trajectory for each negative prompt."""
-    rows = "".join(f'{label},"{prompt}"\n' for label, prompt in PROMPTS.items())
-    files |= {"prompts.csv": Text("class,prompt\n" + rows)}
+    files |= {"prompts.json": Json(PROMPTS)}
     files |= {f"{file}.safetensors": trajectory(f"{name}/{file}", pipe, negative) for file, negative in negatives.items()}
     return {f"models/{name}/{path}": file for path, file in files.items()}
 
@@ -132,7 +147,11 @@ def sd():
         "mole.safetensors": Tensors({WORD: word}),
         "mole.pt": Blob(saved(web_ui)),
     }
-    return finish(name, pipe, files, {"io": None, "io-negative": "blurry photo"})
+    files = finish(name, pipe, files, {"io": None, "io-negative": LONG})
+    # A denoiser that sees no mask: the known latents are noised again after each step.
+    pipe.unet, unet_files = denoiser(f"{name}/known/unet", 8, LATENT)
+    files |= {f"models/{name}/known/unet/{path}": file for path, file in unet_files.items()}
+    return files | {f"models/{name}/known/io.safetensors": trajectory(f"{name}/known", pipe, None)}
 
 
 def sdxl():
