@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use naevus::base::{Kind, Result};
 use naevus::diffusion::Scheduler;
+use naevus::driver::conditioning::Conditioning;
 use naevus::driver::dataset::{DataSet, DataSetOptions};
 use naevus::driver::manifest::{self, Record};
 use naevus::driver::run_settings::{Data, Execution, RunSettings, Sampling, Shard};
@@ -54,6 +55,7 @@ impl Bench {
             model_sha256: files::sha256_of(&model_folder).unwrap(),
             model: model_folder,
             dataset_sha256: String::new(),
+            conditioning: Conditioning::default(),
             seed: 5,
             steps: 3,
             guidance: 2.0,

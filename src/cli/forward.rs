@@ -84,7 +84,11 @@ pub(crate) fn run(common: &Common, args: &ForwardArgs) -> Result<Outcome> {
             super::inpaint::forward(&device, &args.model, &args.inpaint, &options(args), &Tensors::new(store), &mut out)?;
         }
         Some(_) if args.inpaint.given() => {
-            return Err(Error::new(Kind::Usage, "--steps, --guidance, --eta, --strength", "these flags belong to --component inpaint"));
+            return Err(Error::new(
+                Kind::Usage,
+                "--prompts, --class-tokens, --steps, --guidance, --eta, --strength and their like",
+                "these flags belong to --component inpaint",
+            ));
         }
         Some(component) => forward(common, &device, args, component, &store, &mut out)?,
     }

@@ -9,12 +9,13 @@ use crate::diffusion::inpaint::{Batch, Format, Inpainter};
 use crate::diffusion::region::Region;
 use crate::diffusion::{Schedule, Scheduler, Walk};
 use crate::exec::Device;
-use crate::models::inpaint_model::InpaintModel;
 use crate::plan::{Options, Tape};
 use crate::weights::Writer;
 
 #[derive(clap::Args)]
 pub(crate) struct InpaintFlags {
+    #[command(flatten)]
+    conditions: super::conditioning::ConditionFlags,
     /// Denoising steps [inpaint; default 50]
     #[arg(long)]
     steps: Option<usize>,
@@ -32,14 +33,14 @@ pub(crate) struct InpaintFlags {
 impl InpaintFlags {
     /// Whether any of them stands on the command line.
     pub(crate) fn given(&self) -> bool {
-        self.steps.is_some() || self.guidance.is_some() || self.eta.is_some() || self.strength.is_some()
+        self.conditions.given() || self.steps.is_some() || self.guidance.is_some() || self.eta.is_some() || self.strength.is_some()
     }
 }
 
 /// image `[N, 3, H, W]`, hole `[N, 1, H, W]`, noise `[N, C, h, w]`, class_labels `[N]`, with eta > 0 variance_noise_<k>
 /// -> latents_<k>, decoded, output.
 pub(crate) fn forward(device: &Device, model: &Path, flags: &InpaintFlags, options: &Options, inputs: &Tensors, out: &mut Writer) -> Result<()> {
-    let model = InpaintModel::load(model)?;
+    let model = super::conditioning::load_for(device, model, &flags.conditions, inputs)?;
     let scheduler = Scheduler::read(&model.index.scheduler_config)?;
     let walk = Walk { steps: flags.steps.unwrap_or(50), eta: flags.eta.unwrap_or(0.0), strength: flags.strength.unwrap_or(1.0) };
     let schedule = Schedule::new(&scheduler, &walk)?;

@@ -11,6 +11,7 @@ use super::{Common, Outcome, progress, speech};
 use crate::base::{Error, Kind, Result};
 use crate::diffusion::Scheduler;
 use crate::driver::class_plan::{Fill, plan};
+use crate::driver::conditioning::Conditioning;
 use crate::driver::dataset::{DataSet, DataSetOptions};
 use crate::driver::files::sha256_of;
 use crate::driver::run_settings::{Data, Execution, RunSettings, Sampling, Shard};
@@ -30,6 +31,11 @@ pub(crate) struct SynthesizeArgs {
     model: Option<PathBuf>,
     #[command(flatten)]
     data: DataSetFlags,
+    #[command(flatten)]
+    conditions: super::conditioning::ConditionFlags,
+    /// Rows and columns of the images, for a pipeline of diffusers [default: what its denoiser was trained on]
+    #[arg(long, value_name = "PX")]
+    size: Option<usize>,
     /// The folder to write; a run of the same settings in it is resumed [default with --config: its folder]
     #[arg(long, value_name = "DIR", required_unless_present = "config")]
     out: Option<PathBuf>,
@@ -86,7 +92,8 @@ pub(crate) fn run(common: &Common, args: &SynthesizeArgs) -> Result<Outcome> {
     let device = common.open(&request)?;
     let out = out_folder(args)?;
     let model_path = earlier.as_ref().map_or_else(|| args.model.clone().unwrap_or_default(), |s| s.sampling.model.clone());
-    let model = InpaintModel::load(&model_path)?;
+    let conditioning = args.conditions.resolve(args.size, args.classes.as_deref(), earlier.as_ref().map(|s| &s.sampling.conditioning))?;
+    let model = super::conditioning::load(&device, &model_path, &conditioning, None)?;
     let scheduler = Scheduler::read(&model.index.scheduler_config)?;
     let options = earlier.as_ref().map_or_else(|| args.data.options(), |s| data_options(&s.data));
     let data = dataset::open(common, &options)?;
@@ -96,6 +103,7 @@ pub(crate) fn run(common: &Common, args: &SynthesizeArgs) -> Result<Outcome> {
         Some(settings) => repeat(settings, &model_sha256, &data)?,
         None => settings(args, &model_path, model_sha256, &model, &data)?,
     };
+    settings.sampling.conditioning = conditioning;
     settings.execution.device = request;
     settings.execution.limit = args.limit;
     settings.execution.batch = batch;
@@ -229,6 +237,7 @@ fn settings(args: &SynthesizeArgs, model_path: &Path, model_sha256: String, mode
             model: model_path.to_path_buf(),
             model_sha256,
             dataset_sha256: dataset_sha256(data),
+            conditioning: Conditioning::default(),
             seed: args.seed,
             steps: args.steps,
             guidance: args.guidance,

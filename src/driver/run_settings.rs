@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::{Error, Kind, Result};
 use crate::diffusion::{Schedule, Scheduler, Walk};
+use crate::driver::conditioning::Conditioning;
 use crate::driver::files;
 use crate::driver::sources::{MAX_SAMPLES, Policy};
 
@@ -35,6 +36,8 @@ pub struct Sampling {
     pub model_sha256: String,
     /// Of the ids, classes and groups of the images that can be sources.
     pub dataset_sha256: String,
+    #[serde(default, skip_serializing_if = "Conditioning::is_none")]
+    pub conditioning: Conditioning,
     pub seed: u64,
     pub steps: usize,
     pub guidance: f64,
@@ -129,7 +132,8 @@ impl Sampling {
 
     /// Names and values that decide what a sample looks like. Paths do not: the sums do.
     fn identity(&self) -> Vec<(&'static str, String)> {
-        vec![
+        let mut identity = self.conditioning.identity();
+        identity.extend([
             ("model_sha256", self.model_sha256.clone()),
             ("dataset_sha256", self.dataset_sha256.clone()),
             ("seed", self.seed.to_string()),
@@ -140,7 +144,8 @@ impl Sampling {
             ("sources", self.sources.name().to_string()),
             ("dilate_px", self.dilate_px.to_string()),
             ("feather_px", self.feather_px.to_string()),
-        ]
+        ]);
+        identity
     }
 
     /// SHA-256 of the lines `name=value`.
@@ -185,6 +190,7 @@ impl RunSettings {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::driver::conditioning::InputFile;
     use crate::weights::Config;
 
     pub(crate) fn settings() -> RunSettings {
@@ -194,6 +200,7 @@ pub(crate) mod tests {
                 model: "models/inpaint".into(),
                 model_sha256: "aa".to_string(),
                 dataset_sha256: "bb".to_string(),
+                conditioning: Conditioning::default(),
                 seed: 7,
                 steps: 20,
                 guidance: 3.0,
@@ -220,6 +227,8 @@ pub(crate) mod tests {
         let mut s = settings();
         s.sampling.guidance = 0.1 + 0.2;
         s.execution.limit = Some(3);
+        s.sampling.conditioning.prompts.insert("df".to_string(), "a \"prompt\"\nof two lines".to_string());
+        s.sampling.conditioning.textual_inversions.push(InputFile { path: "a.pt".into(), sha256: "cc".to_string(), token: None });
         s.write(&path).unwrap();
         assert_eq!(RunSettings::read(&path).unwrap(), s);
         let text = std::fs::read_to_string(&path).unwrap();
@@ -265,7 +274,12 @@ pub(crate) mod tests {
     #[test]
     fn every_setting_of_the_identity_counts() {
         let base = settings().sampling;
-        let changes: [fn(&mut Sampling); 10] = [
+        let changes: [fn(&mut Sampling); 15] = [
+            |s| s.conditioning.image_size = Some(8),
+            |s| s.conditioning.negative_prompt = Some(String::new()),
+            |s| s.conditioning.class_tokens = Some(InputFile::default()),
+            |s| s.conditioning.textual_inversions.push(InputFile::default()),
+            |s| drop(s.conditioning.prompts.insert("df".to_string(), "a".to_string())),
             |s| s.model_sha256 = "x".to_string(),
             |s| s.dataset_sha256 = "x".to_string(),
             |s| s.seed = 8,

@@ -28,6 +28,13 @@ const IGNORED: [&str; 3] = ["safety_checker", "feature_extractor", "image_encode
 const TEXT_EMBEDS: &str = "text_embeds";
 const TIME_IDS: &str = "time_ids";
 
+/// A pipeline, ready to paint.
+pub struct Pipeline {
+    pub model: InpaintModel,
+    /// What the user should know: parts and words that are not used, prompts that are cut off.
+    pub notes: Vec<String>,
+}
+
 /// What a pipeline's classes are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Classes {
@@ -47,8 +54,10 @@ pub struct PipelineIndex {
     pub class: String,
     /// Text encoders.
     pub encoders: usize,
+    /// Library and class, as the index has it.
+    pub scheduler: Vec<String>,
     /// Without a negative prompt the null class is zeros.
-    force_zeros: bool,
+    pub force_zeros: bool,
     /// Parts that are there and are not used.
     pub ignored: Vec<String>,
 }
@@ -76,7 +85,7 @@ impl PipelineIndex {
         }
         part(c, "unet", "diffusers", &["UNet2DConditionModel"])?;
         part(c, "vae", "diffusers", &["AutoencoderKL", "AutoencoderTiny", "VQModel"])?;
-        c.ignore(&["scheduler", "requires_safety_checker", "add_watermarker"]);
+        c.ignore(&["requires_safety_checker"]);
         if c.flag("requires_aesthetics_score", false)? {
             return Err(c.error("requires_aesthetics_score", "true, expected false: a refiner is no inpainting model of its own"));
         }
@@ -85,6 +94,7 @@ impl PipelineIndex {
             place: c.place().to_string(),
             class,
             encoders: *encoders,
+            scheduler: c.texts("scheduler", 2)?.unwrap_or_default(),
             force_zeros: c.flag("force_zeros_for_empty_prompt", *encoders == 2)?,
             ignored: IGNORED.iter().filter(is_there).map(|name| name.to_string()).collect(),
         };
@@ -112,12 +122,13 @@ fn part(c: &Config, field: &str, library: &str, classes: &[&str]) -> Result<()> 
 }
 
 /// Loads the folder of a pipeline as a model of `classes`. Prompts are encoded here, once, by what `prepare` gives.
-/// `image_size` is in pixels; None: what the denoiser was trained on.
-pub fn load(folder: &Path, classes: &Classes, image_size: Option<usize>, prepare: &mut Prepare) -> Result<InpaintModel> {
+/// `image_size` is rows and columns in pixels; None: what the denoiser was trained on.
+pub fn load(folder: &Path, classes: &Classes, image_size: Option<[usize; 2]>, prepare: &mut Prepare) -> Result<Pipeline> {
     let index = PipelineIndex::read(folder)?;
+    let mut notes: Vec<String> = index.ignored.iter().map(|part| format!("{}: {part} is not used", index.place)).collect();
     let (names, mut conditions) = match &classes.class_tokens {
         Some(path) => by_tokens(&index, classes, path)?,
-        None => by_prompts(folder, &index, classes, prepare)?,
+        None => by_prompts(folder, &index, classes, prepare, &mut notes)?,
     };
     let unet = load_part(folder, "unet")?;
     let vae = load_part(folder, "vae")?;
@@ -125,23 +136,30 @@ pub fn load(folder: &Path, classes: &Classes, image_size: Option<usize>, prepare
     let denoiser = unet.denoiser().ok_or_else(|| lacks("unet"))?;
     let autoencoder = vae.autoencoder().ok_or_else(|| lacks("vae"))?;
     let rows = names.len() + 1;
-    let inpaint = InpaintIndex::of_pipeline(folder, names, image_size, &denoiser, &autoencoder)?;
+    let inpaint = InpaintIndex::of_pipeline(folder, names, image_size.map(|[h, w]| h.max(w)), &denoiser, &autoencoder)?;
     if unet.ports(Component::Unet, 1).iter().any(|port| port.name == TIME_IDS) {
-        conditions.push(Condition { port: TIME_IDS.to_string(), rows: Some(time_ids(inpaint.image_size, rows)?) });
+        let size = image_size.unwrap_or([inpaint.image_size; 2]);
+        conditions.push(Condition { port: TIME_IDS.to_string(), rows: Some(time_ids(size, rows)?) });
     }
-    InpaintModel::new(inpaint, unet, vae, conditions)
+    Ok(Pipeline { model: InpaintModel::new(inpaint, unet, vae, conditions)?, notes })
 }
 
 fn by_tokens(index: &PipelineIndex, classes: &Classes, path: &Path) -> Result<(Vec<String>, Vec<Condition>)> {
     if !classes.prompts.is_empty() || classes.negative_prompt.is_some() || !classes.textual_inversions.is_empty() {
-        return Err(index.error("--class-tokens", "stands in the place of prompts, expected one of both"));
+        return Err(index.error("--class-tokens", "stands in the place of prompts, expected it alone"));
     }
     let names = class_tokens::class_names(path)?;
     let rows = class_tokens::read(path, &names)?;
     Ok((names, vec![Condition { port: class_tokens::PORT.to_string(), rows: Some(rows) }]))
 }
 
-fn by_prompts(folder: &Path, index: &PipelineIndex, classes: &Classes, prepare: &mut Prepare) -> Result<(Vec<String>, Vec<Condition>)> {
+fn by_prompts(
+    folder: &Path,
+    index: &PipelineIndex,
+    classes: &Classes,
+    prepare: &mut Prepare,
+    notes: &mut Vec<String>,
+) -> Result<(Vec<String>, Vec<Condition>)> {
     if classes.prompts.is_empty() {
         let fact = format!("a {} knows no classes, expected --prompts FILE with a prompt for each, or --class-tokens FILE", index.class);
         return Err(index.error("--prompts", fact));
@@ -149,6 +167,8 @@ fn by_prompts(folder: &Path, index: &PipelineIndex, classes: &Classes, prepare: 
     let learned = classes.textual_inversions.iter().map(Learned::read).collect::<Result<Vec<_>>>()?;
     let negative = classes.negative_prompt.as_deref().unwrap_or("");
     let texts: Vec<&str> = classes.prompts.iter().map(|(_, prompt)| prompt.as_str()).chain([negative]).collect();
+    let unused = learned.iter().filter(|word| !texts.iter().any(|text| text.contains(&word.token)));
+    notes.extend(unused.map(|word| format!("{}: `{}` stands in no prompt", word.place(), word.token)));
     let zero_null = index.force_zeros && classes.negative_prompt.is_none();
     let mut encoded: Vec<EncodedTexts> = Vec::new();
     for (at, [encoder, tokenizer]) in index.encoder_folders().iter().enumerate() {
@@ -162,7 +182,11 @@ fn by_prompts(folder: &Path, index: &PipelineIndex, classes: &Classes, prepare: 
             let fact = format!("{} tokens, but the text encoder has {}", tokenizer.tokens(), model.tokens());
             return Err(Error::new(Kind::Config, place.display().to_string(), fact));
         }
-        encoded.push(encode(&tokenizer, &model, index.encoders == 2, &texts, prepare)?);
+        let length = tokenizer.model_max_length.map_or(model.config.max_position_embeddings, |most| most.min(model.config.max_position_embeddings));
+        if at == 0 {
+            notes.extend(cut_off(&tokenizer, classes, length)?);
+        }
+        encoded.push(encode(&tokenizer, &model, index.encoders == 2, (&texts, length), prepare)?);
     }
     let names = classes.prompts.iter().map(|(name, _)| name.clone()).collect();
     Ok((names, conditions(encoded, texts.len(), zero_null)?))
@@ -184,10 +208,22 @@ struct EncodedTexts {
     embeds: Vec<f32>,
 }
 
-/// Texts one by one: what a text becomes does not depend on the others.
-fn encode(tokenizer: &Tokenizer, model: &ClipText, penultimate: bool, texts: &[&str], prepare: &mut Prepare) -> Result<EncodedTexts> {
-    let most = model.config.max_position_embeddings;
-    let tokens = tokenizer.model_max_length.map_or(most, |length| length.min(most));
+/// A warning for each prompt that is longer than `length` tokens.
+fn cut_off(tokenizer: &Tokenizer, classes: &Classes, length: usize) -> Result<Vec<String>> {
+    let of_classes = classes.prompts.iter().map(|(name, prompt)| (format!("prompt of class `{name}`"), prompt));
+    let negative = classes.negative_prompt.iter().map(|prompt| ("negative prompt".to_string(), prompt));
+    let mut notes = Vec::new();
+    for (what, prompt) in of_classes.chain(negative) {
+        let count = tokenizer.count(prompt)?;
+        if count > length {
+            notes.push(format!("{what}: {count} tokens, the last {} are cut off: the text encoder takes {length} with start and end", count - length));
+        }
+    }
+    Ok(notes)
+}
+
+/// Texts of `tokens` tokens, one by one: what a text becomes does not depend on the others.
+fn encode(tokenizer: &Tokenizer, model: &ClipText, penultimate: bool, (texts, tokens): (&[&str], usize), prepare: &mut Prepare) -> Result<EncodedTexts> {
     let mut tape = Tape::new();
     let input = tape.input(INPUT_IDS, &[1, tokens], DType::U32);
     let outputs = model.forward(&mut tape, input)?;
@@ -244,9 +280,9 @@ fn conditions(encoded: Vec<EncodedTexts>, texts: usize, zero_null: bool) -> Resu
 }
 
 /// Original size, corner of the crop, target size of each class: the images as they are. `[classes + 1, 6]`.
-fn time_ids(image_size: usize, rows: usize) -> Result<Weight> {
-    let size = image_size as f32;
-    Ok(Weight::new(TIME_IDS, Array::new(&[rows, 6], [size, size, 0.0, 0.0, size, size].repeat(rows))?))
+fn time_ids(image_size: [usize; 2], rows: usize) -> Result<Weight> {
+    let [height, width] = image_size.map(|pixels| pixels as f32);
+    Ok(Weight::new(TIME_IDS, Array::new(&[rows, 6], [height, width, 0.0, 0.0, height, width].repeat(rows))?))
 }
 
 #[cfg(test)]

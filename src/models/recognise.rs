@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 
 use crate::base::{Error, Kind, Result};
 use crate::models::model::{Architecture, Checkpoint, Model};
+use crate::models::textual_inversion::{self, Learned};
+use crate::models::tokenizer::Tokenizer;
 use crate::models::{
-    autoencoder_kl, clip_text, convnext, deeplab, densenet, efficientnet, inception, monai_autoencoder, monai_unet, resnet, single_file, smp_unet, squeezenet,
-    swin, taesd, taesd_part, unet_2d, unet_2d_condition, vit, vq_model,
+    autoencoder_kl, class_tokens, clip_text, convnext, deeplab, densenet, efficientnet, inception, monai_autoencoder, monai_unet, resnet, single_file,
+    smp_unet, squeezenet, swin, taesd, taesd_part, unet_2d, unet_2d_condition, vit, vq_model,
 };
 use crate::weights::{Config, Store};
 
@@ -41,6 +43,9 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &clip_text::ARCHITECTURE,
 ];
 
+pub const TEXTUAL_INVERSION: &str = "textual inversion";
+pub const CLASS_TOKENS: &str = "file of class tokens";
+
 /// What was found at a path.
 pub enum Found {
     /// A folder with `model_index.json` and a folder for each of its parts.
@@ -51,6 +56,15 @@ pub enum Found {
     Model {
         architecture: &'static Architecture,
         checkpoint: Checkpoint,
+    },
+    /// A folder with the files of CLIP's tokenizer.
+    Tokenizer {
+        folder: PathBuf,
+    },
+    /// What stands in prompts, or in their place: a learned word, or tokens of classes.
+    Embedding {
+        path: PathBuf,
+        what: &'static str,
     },
     /// Tensors of no known architecture.
     Unknown {
@@ -64,6 +78,8 @@ impl Found {
         match self {
             Found::Pipeline { class, .. } => format!("model folder of a {class}"),
             Found::Model { architecture, .. } => architecture.name.to_string(),
+            Found::Tokenizer { .. } => "CLIP tokenizer".to_string(),
+            Found::Embedding { what, .. } => what.to_string(),
             Found::Unknown { .. } => "tensors of an unknown architecture".to_string(),
         }
     }
@@ -74,6 +90,9 @@ impl Found {
             Found::Model { architecture, checkpoint } => (architecture.load)(checkpoint),
             Found::Pipeline { folder, class } => {
                 Err(Error::new(Kind::Usage, folder.display().to_string(), format!("is a {class} of several models, expected one of its folders")))
+            }
+            Found::Tokenizer { folder: path } | Found::Embedding { path, .. } => {
+                Err(Error::new(Kind::Usage, path.display().to_string(), format!("is a {}, expected a model", self.name())))
             }
             Found::Unknown { path } => {
                 let fact = format!("its tensors are of no known architecture, expected a config.json beside them, or one of: {}", supported());
@@ -105,6 +124,12 @@ pub fn recognise(path: &Path) -> Result<Found> {
             None => Err(unknown_config(&config)),
         };
     }
+    if Tokenizer::is_in(path) {
+        return Ok(Found::Tokenizer { folder: path.to_path_buf() });
+    }
+    if let Some(file) = textual_inversion::file_in(path) {
+        return Ok(Found::Embedding { path: file, what: TEXTUAL_INVERSION });
+    }
     let found = |architecture| Found::Model { architecture, checkpoint: Checkpoint { path: path.to_path_buf(), config: None } };
     if let Some(architecture) = ARCHITECTURES.iter().find(|row| (row.is_path)(path)) {
         return Ok(found(architecture));
@@ -112,6 +137,8 @@ pub fn recognise(path: &Path) -> Result<Found> {
     let store = Store::open(path)?;
     Ok(match ARCHITECTURES.iter().find(|row| (row.is_tensors)(&store)) {
         Some(architecture) => found(architecture),
+        None if class_tokens::is_store(&store) => Found::Embedding { path: path.to_path_buf(), what: CLASS_TOKENS },
+        None if Learned::is_store(&store) => Found::Embedding { path: path.to_path_buf(), what: TEXTUAL_INVERSION },
         None => Found::Unknown { path: path.to_path_buf() },
     })
 }

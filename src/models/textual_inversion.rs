@@ -13,6 +13,8 @@ use crate::weights::Store;
 const FILE_NAMES: [&str; 2] = ["learned_embeds.safetensors", "learned_embeds.bin"];
 /// Tensors that do not name the word.
 const NAMELESS: [&str; 2] = ["string_to_param.*", "emb_params"];
+/// Numbers of the word in the tokenizer it was learned with.
+const MARKS: &str = "string_to_token.";
 const TWO: [&str; 2] = ["clip_l", "clip_g"];
 /// Vectors of one word.
 const MOST_VECTORS: usize = 1024;
@@ -26,10 +28,12 @@ pub struct Inversion {
 }
 
 impl Inversion {
-    /// `PATH`, or `TOKEN=PATH` where there is no file of that whole name.
+    /// `PATH`, or `PATH=TOKEN` where there is no file of that whole name.
     pub fn parse(text: &str) -> Inversion {
-        match text.split_once('=') {
-            Some((token, path)) if !token.is_empty() && !Path::new(text).exists() => Inversion { token: Some(token.to_string()), path: path.into() },
+        match text.rsplit_once('=') {
+            Some((path, token)) if !path.is_empty() && !token.is_empty() && !Path::new(text).exists() => {
+                Inversion { token: Some(token.to_string()), path: path.into() }
+            }
             _ => Inversion { token: None, path: text.into() },
         }
     }
@@ -48,11 +52,26 @@ impl Learned {
     /// Reads a file, or the folder of one.
     pub fn read(inversion: &Inversion) -> Result<Learned> {
         let path = &inversion.path;
-        let file = FILE_NAMES.iter().map(|name| path.join(name)).find(|file| path.is_dir() && file.is_file()).unwrap_or(path.clone());
-        let store = Store::open(&file)?;
+        let file = file_in(path).unwrap_or(path.clone());
+        Self::from_store(&Store::open(&file)?, &file, inversion.token.clone())
+    }
+
+    /// Whether a file of tensors is one of a learned word: as a web UI names it, or one table under a name without dots.
+    pub fn is_store(store: &Store) -> bool {
+        let names: Vec<&str> = store.names().filter(|name| !name.starts_with(MARKS)).collect();
+        let is_table = |name: &str| store.shape(name).is_some_and(|shape| shape.len() == 2 && shape[0] <= MOST_VECTORS && shape[1] > 1);
+        match names.as_slice() {
+            [name] => NAMELESS.contains(name) || (!TWO.contains(name) && !name.contains('.') && is_table(name)),
+            _ => names.len() == 2 && TWO.iter().all(|name| names.contains(name)),
+        }
+    }
+
+    /// The file's word is its tensor's name, the text `name` beside the tensor, or the file's own name.
+    fn from_store(store: &Store, file: &Path, token: Option<String>) -> Result<Learned> {
         let place = store.place().to_string();
-        let names: Vec<&str> = store.names().filter(|name| !name.starts_with("string_to_token.")).collect();
-        let stem = || file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+        let names: Vec<&str> = store.names().filter(|name| !name.starts_with(MARKS)).collect();
+        let told = || store.metadata().get("name").filter(|name| !name.is_empty()).cloned();
+        let stem = || told().unwrap_or_else(|| file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default());
         let (own, tensors): (String, Vec<&str>) = match names.as_slice() {
             [name] if NAMELESS.contains(name) => (stem(), vec![*name]),
             [name] if !TWO.contains(name) => (name.to_string(), vec![*name]),
@@ -63,11 +82,21 @@ impl Learned {
                 return Err(Error::new(Kind::Weights, place, fact));
             }
         };
-        let tables = tensors.into_iter().map(|name| table(&store, name)).collect::<Result<Vec<_>>>()?;
+        let tables = tensors.into_iter().map(|name| table(store, name)).collect::<Result<Vec<_>>>()?;
         if tables.iter().any(|table| table.dims()[0] != tables[0].dims()[0]) {
             return Err(Error::new(Kind::Weights, place, "clip_l and clip_g are of different lengths, expected one number of vectors"));
         }
-        Ok(Learned { place, token: inversion.token.clone().unwrap_or(own), tables })
+        Ok(Learned { place, token: token.unwrap_or(own), tables })
+    }
+
+    /// The file, as errors show it.
+    pub fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// Vectors of the word, and their widths for each text encoder.
+    pub fn sizes(&self) -> (usize, Vec<usize>) {
+        (self.tables.first().map_or(0, |table| table.dims()[0]), self.tables.iter().map(|table| table.dims()[1]).collect())
     }
 
     /// Adds the word to encoder `at` of `of`. A word of several vectors is `<tok>`, `<tok>_1` and so on, of which
@@ -86,6 +115,11 @@ impl Learned {
         }
         encoder.set_tokens(&rows).map_err(|e| e.within(&self.place))
     }
+}
+
+/// The file of a learned word in a folder.
+pub fn file_in(folder: &Path) -> Option<PathBuf> {
+    FILE_NAMES.iter().map(|name| folder.join(name)).find(|file| folder.is_dir() && file.is_file())
 }
 
 /// `[n, D]`, of `[n, D]` or `[D]`, with finite values.
@@ -155,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_flag_is_a_path_with_or_without_a_word() {
-        assert_eq!(Inversion::parse("<mole>=a.pt"), Inversion { token: Some("<mole>".to_string()), path: "a.pt".into() });
+        assert_eq!(Inversion::parse("a.pt=<mole>"), Inversion { token: Some("<mole>".to_string()), path: "a.pt".into() });
         assert_eq!(Inversion::parse("a.pt"), Inversion { token: None, path: "a.pt".into() });
     }
 }
