@@ -11,7 +11,6 @@ use crate::driver::conditioning::{Conditioning, InputFile, read_prompts};
 use crate::exec::Device;
 use crate::models::inpaint_index::InpaintIndex;
 use crate::models::inpaint_model::InpaintModel;
-use crate::models::recognise::CLASS_TOKENS;
 use crate::models::textual_inversion::{Inversion, Learned};
 use crate::models::{PipelineIndex, Tokenizer, pipeline};
 use crate::plan::{Options, Tape};
@@ -92,6 +91,9 @@ impl ConditionFlags {
 /// Loads the inpainting model in a folder: one that knows its classes, or a pipeline of diffusers with the classes given here.
 /// `image_size` is rows and columns; None: the conditioning's or the model's. What the user should know goes to stderr.
 pub(crate) fn load(device: &Device, folder: &Path, conditioning: &Conditioning, image_size: Option<[usize; 2]>) -> Result<InpaintModel> {
+    if folder.is_file() {
+        return Err(Error::new(Kind::Usage, folder.display().to_string(), "is a file, expected the folder of an inpainting model, with model_index.json"));
+    }
     let class = Config::read(&folder.join("model_index.json"))?.text("_class_name", None)?;
     if class != InpaintIndex::CLASS {
         let size = image_size.or(conditioning.image_size.map(|size| [size; 2]));
@@ -134,14 +136,16 @@ pub(crate) fn tokenizer(folder: &Path) -> Result<Part> {
     Ok(Part::facts(&format!("{name} (CLIP tokenizer)"), facts))
 }
 
-/// What `inspect` shows of a learned word or of class tokens.
-pub(crate) fn embedding(path: &Path, what: &str) -> Result<Part> {
-    if what == CLASS_TOKENS {
-        let store = Store::open(path)?;
-        let shapes: serde_json::Map<String, Value> = store.entries().iter().map(|entry| (entry.name.clone(), json!(entry.shape))).collect();
-        return Ok(Part::facts(what, Value::Object(shapes)));
-    }
+/// What `inspect` shows of a learned word.
+pub(crate) fn word(path: &Path) -> Result<Part> {
     let word = Learned::read(&Inversion { token: None, path: path.to_path_buf() })?;
     let (vectors, widths) = word.sizes();
-    Ok(Part::facts(what, json!({ "token": word.token, "vectors": vectors, "width": widths })))
+    Ok(Part::facts("word", json!({ "token": word.token, "vectors": vectors, "width": widths })))
+}
+
+/// What `inspect` shows of class tokens.
+pub(crate) fn class_tokens(path: &Path) -> Result<Part> {
+    let store = Store::open(path)?;
+    let shapes = store.entries().iter().map(|entry| (entry.name.clone(), json!(entry.shape))).collect();
+    Ok(Part::facts("classes", Value::Object(shapes)))
 }

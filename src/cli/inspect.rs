@@ -39,7 +39,8 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> Result<Outcome> {
         Found::Model { architecture, .. } => parts(found.load()?.as_ref(), architecture.name, batch)?,
         Found::Pipeline { folder, class } => pipeline(folder, class, batch)?,
         Found::Tokenizer { folder } => vec![conditioning::tokenizer(folder)?],
-        Found::Embedding { path, what } => vec![conditioning::embedding(path, what)?],
+        Found::TextualInversion { path } => vec![conditioning::word(path)?],
+        Found::ClassTokens { path } => vec![conditioning::class_tokens(path)?],
         Found::Unknown { .. } => Vec::new(),
     };
     let files = weight_files(&args.path)?;

@@ -43,9 +43,6 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &clip_text::ARCHITECTURE,
 ];
 
-pub const TEXTUAL_INVERSION: &str = "textual inversion";
-pub const CLASS_TOKENS: &str = "file of class tokens";
-
 /// What was found at a path.
 pub enum Found {
     /// A folder with `model_index.json` and a folder for each of its parts.
@@ -61,10 +58,13 @@ pub enum Found {
     Tokenizer {
         folder: PathBuf,
     },
-    /// What stands in prompts, or in their place: a learned word, or tokens of classes.
-    Embedding {
+    /// A learned word for prompts.
+    TextualInversion {
         path: PathBuf,
-        what: &'static str,
+    },
+    /// What stands in the place of prompts.
+    ClassTokens {
+        path: PathBuf,
     },
     /// Tensors of no known architecture.
     Unknown {
@@ -79,7 +79,8 @@ impl Found {
             Found::Pipeline { class, .. } => format!("model folder of a {class}"),
             Found::Model { architecture, .. } => architecture.name.to_string(),
             Found::Tokenizer { .. } => "CLIP tokenizer".to_string(),
-            Found::Embedding { what, .. } => what.to_string(),
+            Found::TextualInversion { .. } => "textual inversion".to_string(),
+            Found::ClassTokens { .. } => "file of class tokens".to_string(),
             Found::Unknown { .. } => "tensors of an unknown architecture".to_string(),
         }
     }
@@ -91,7 +92,7 @@ impl Found {
             Found::Pipeline { folder, class } => {
                 Err(Error::new(Kind::Usage, folder.display().to_string(), format!("is a {class} of several models, expected one of its folders")))
             }
-            Found::Tokenizer { folder: path } | Found::Embedding { path, .. } => {
+            Found::Tokenizer { folder: path } | Found::TextualInversion { path } | Found::ClassTokens { path } => {
                 Err(Error::new(Kind::Usage, path.display().to_string(), format!("is a {}, expected a model", self.name())))
             }
             Found::Unknown { path } => {
@@ -128,7 +129,7 @@ pub fn recognise(path: &Path) -> Result<Found> {
         return Ok(Found::Tokenizer { folder: path.to_path_buf() });
     }
     if let Some(file) = textual_inversion::file_in(path) {
-        return Ok(Found::Embedding { path: file, what: TEXTUAL_INVERSION });
+        return Ok(Found::TextualInversion { path: file });
     }
     let found = |architecture| Found::Model { architecture, checkpoint: Checkpoint { path: path.to_path_buf(), config: None } };
     if let Some(architecture) = ARCHITECTURES.iter().find(|row| (row.is_path)(path)) {
@@ -137,8 +138,8 @@ pub fn recognise(path: &Path) -> Result<Found> {
     let store = Store::open(path)?;
     Ok(match ARCHITECTURES.iter().find(|row| (row.is_tensors)(&store)) {
         Some(architecture) => found(architecture),
-        None if class_tokens::is_store(&store) => Found::Embedding { path: path.to_path_buf(), what: CLASS_TOKENS },
-        None if Learned::is_store(&store) => Found::Embedding { path: path.to_path_buf(), what: TEXTUAL_INVERSION },
+        None if class_tokens::is_store(&store) => Found::ClassTokens { path: path.to_path_buf() },
+        None if Learned::is_store(&store) => Found::TextualInversion { path: path.to_path_buf() },
         None => Found::Unknown { path: path.to_path_buf() },
     })
 }

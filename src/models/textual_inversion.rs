@@ -16,6 +16,8 @@ const NAMELESS: [&str; 2] = ["string_to_param.*", "emb_params"];
 /// Numbers of the word in the tokenizer it was learned with.
 const MARKS: &str = "string_to_token.";
 const TWO: [&str; 2] = ["clip_l", "clip_g"];
+/// Widths of the text encoders of Stable Diffusion 1, 2 and XL.
+const CLIP_WIDTHS: [usize; 3] = [768, 1024, 1280];
 /// Vectors of one word.
 const MOST_VECTORS: usize = 1024;
 
@@ -56,12 +58,19 @@ impl Learned {
         Self::from_store(&Store::open(&file)?, &file, inversion.token.clone())
     }
 
-    /// Whether a file of tensors is one of a learned word: as a web UI names it, or one table under a name without dots.
+    /// Whether a file of tensors is one of a learned word: as a web UI names it, or one table that is named as a word or of the width
+    /// of a CLIP.
     pub fn is_store(store: &Store) -> bool {
         let names: Vec<&str> = store.names().filter(|name| !name.starts_with(MARKS)).collect();
-        let is_table = |name: &str| store.shape(name).is_some_and(|shape| shape.len() == 2 && shape[0] <= MOST_VECTORS && shape[1] > 1);
+        let is_word = |name: &str, width: &usize| name.starts_with('<') || (!name.contains('.') && CLIP_WIDTHS.contains(width));
+        let is_table = |name: &str| {
+            let shape = store.shape(name).unwrap_or_default();
+            (1..=2).contains(&shape.len())
+                && shape[..shape.len() - 1].iter().all(|n| *n <= MOST_VECTORS)
+                && shape.last().is_some_and(|width| is_word(name, width))
+        };
         match names.as_slice() {
-            [name] => NAMELESS.contains(name) || (!TWO.contains(name) && !name.contains('.') && is_table(name)),
+            [name] => NAMELESS.contains(name) || (!TWO.contains(name) && is_table(name)),
             _ => names.len() == 2 && TWO.iter().all(|name| names.contains(name)),
         }
     }
@@ -169,6 +178,23 @@ mod tests {
         assert_eq!((learned.token.as_str(), learned.tables[0].dims()[1], learned.tables[1].dims()[1]), ("x", 3, 5));
         let (dir, _inversion) = file("learned_embeds.safetensors", &[("<mole>", &[3], 1.0)]);
         assert_eq!(Learned::read(&Inversion { token: None, path: dir.path().into() }).unwrap().token, "<mole>");
+    }
+
+    #[test]
+    fn a_word_is_told_from_other_tensors() {
+        let rows: [(&str, &[usize], bool); 7] = [
+            ("<mole>", &[2, 8], true),
+            ("mole", &[768], true),
+            ("mole", &[2, 1024], true),
+            ("emb_params", &[2, 8], true),
+            ("input_ids", &[1, 77], false),
+            ("conv_in.weight", &[4, 768], false),
+            ("sample", &[1, 4, 768], false),
+        ];
+        for (name, shape, want) in rows {
+            let (_dir, inversion) = file("x.safetensors", &[(name, shape, 1.0)]);
+            assert_eq!(Learned::is_store(&Store::open(&inversion.path).unwrap()), want, "{name} {shape:?}");
+        }
     }
 
     #[test]
