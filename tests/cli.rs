@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
+use naevus::base::Array;
 use naevus::exec::gpu::adapters;
+use naevus::weights::{Store, write};
 use tempfile::TempDir;
 
 fn golden(name: &str) -> PathBuf {
@@ -78,6 +80,35 @@ fn what_cannot_start_is_refused_in_one_line() {
     call(forward("unet", &[]), &["sample: the model needs this input", "the file has in/sample"]);
     call(forward("unet", &["--steps", "3"]), &["--steps", "inpaint"]);
     assert!(!out.exists(), "nothing is written when nothing was computed");
+}
+
+#[test]
+fn tiles_are_told_and_refused_where_there_are_none() {
+    let dir = TempDir::new().unwrap();
+    let (model, inputs, out) = (golden("models/inpaint-posterior"), dir.path().join("in.safetensors"), dir.path().join("out.safetensors"));
+    let latents = Array::new(&[1, 4, 8, 4], (0..128).map(|i| (i % 7) as f32 / 3.0 - 1.0).collect()).unwrap();
+    write(&inputs, [("latents", &latents)]).unwrap();
+    let forward = |component: &'static str, extra: &[&'static str]| {
+        let mut args = vec!["forward", "--device", "cpu", "--model", text(&model), "--component", component, "--inputs", text(&inputs), "--out", text(&out)];
+        args.extend(extra);
+        args.into_iter().map(str::to_string).collect::<Vec<_>>()
+    };
+    let run = |args: Vec<String>| naevus(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut images = Vec::new();
+    for (extra, told) in [(&[][..], None), (&["--tiles", "32"][..], Some("note: vae-decoder in 6 tiles of 32 x 32 pixels that overlap by 8"))] {
+        let (code, _, stderr) = run(forward("vae-decoder", extra));
+        assert!(code == 0 && stderr.lines().find(|line| line.starts_with("note: ")) == told, "{extra:?}: {stderr}");
+        images.push(Store::open(&out).unwrap().array("sample").unwrap());
+    }
+    assert_eq!((images[0].dims(), images[1].dims()), (&[1, 3, 64, 32][..], &[1, 3, 64, 32][..]));
+    assert_ne!(images[0], images[1]);
+    let call = |args: Vec<String>, parts: &[&str]| refused(&args.iter().map(String::as_str).collect::<Vec<_>>(), parts);
+    call(forward("vae-decoder", &["--tiles", "40"]), &["--tiles: 40, expected a multiple of 32 pixels"]);
+    call(forward("vae-decoder", &["--tiles", "on"]), &["--tiles: on, expected auto, off or pixels"]);
+    call(forward("vae-decoder", &["--tiles", "32", "--tap", "decoder.conv_in"]), &["--tap", "expected --tiles auto or off"]);
+    call(forward("unet", &["--tiles", "32"]), &["--tiles: unet has none, expected vae-encoder, vae-decoder or inpaint"]);
+    call(forward("vae-decoder", &["--posterior", "sample"]), &["--posterior: these flags belong to --component inpaint"]);
+    call(forward("inpaint", &["--posterior", "mean"]), &["--posterior: mean, expected mode or sample"]);
 }
 
 /// A data set of plain colour images with a square mask each.
@@ -165,6 +196,9 @@ fn a_job_that_cannot_start_says_why() {
     refused(&with(&["--per-class", "1", "--strength", "1.5"]), &["strength"]);
     refused(&with(&["--per-class", "1", "--shard", "3/2"]), &["--shard", "3/2"]);
     refused(&with(&["--per-class", "1", "--sources", "none"]), &["--sources", "same-class"]);
+    refused(&with(&["--per-class", "1", "--posterior", "mean"]), &["--posterior: mean, expected mode or sample"]);
+    refused(&with(&["--per-class", "1", "--sources", "any", "--posterior", "sample"]), &["--posterior: sample, but this model's encoder gives latents"]);
+    refused(&with(&["--per-class", "1", "--tiles", "0"]), &["--tiles: 0, expected auto, off or pixels"]);
     let file = dir.path().join("file");
     std::fs::write(&file, b"x").unwrap();
     let blocked = file.join("below");

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use naevus::base::array::relative_rms;
 use naevus::base::{Array, DType, Error, Kind, Result};
+use naevus::diffusion::tiles::Patchwork;
 use naevus::exec::Device;
 use naevus::exec::gpu::adapters;
 use naevus::models::{Component, Inputs, Model, Output, Port, recognise};
@@ -283,3 +284,43 @@ fn recipes_are_the_same_in_both_languages() {
 
 /// `[float(v) for v in recipe.values("conv1.weight", (4,), 0.5, 1.0)]`
 const RECIPE: [f32; 4] = [1.045_074_9, 1.245_161_8, 0.522_921_7, 1.236_197_7];
+
+/// Tiles of 8 latents, as tools/golden/autoencoder.py has them.
+#[test]
+fn tiles_are_diffusers() {
+    let folder = goldens().join("kl-vae-odd");
+    let dir = tempfile::tempdir().unwrap();
+    let model = recognise(&write_checkpoint(&folder, dir.path())).unwrap().load().unwrap();
+    let io = Store::open(&folder.join("tiled.safetensors")).unwrap();
+    // The golden's image twice: both at once, and one after the other.
+    let twice = |name: &str| {
+        let Array { shape, data } = io.array(name).unwrap().to_channels_last();
+        Array::new(&[&[2], &shape.dims()[1..]].concat(), data.repeat(2)).unwrap()
+    };
+    let downscale = model.autoencoder().unwrap().downscale;
+    let rows: [(Component, &str, usize, &[&str]); 2] =
+        [(Component::VaeEncoder, "sample", downscale, &["latent_dist_mean", "latent_dist_logvar"]), (Component::VaeDecoder, "latents", 1, &["sample"])];
+    for device in devices() {
+        for (component, name, per_cell, outputs) in rows {
+            let input = twice(&format!("in/{name}"));
+            let [n, h, w, c] = input.shape.nhwc().unwrap();
+            let mut record = |images: usize, [h, w]: [usize; 2]| {
+                let mut tape = Tape::new();
+                let x = tape.input(name, &[images, h * per_cell, w * per_cell, c], DType::F32);
+                let outputs = model.record(&mut tape, component, &Inputs::new([(name.to_string(), x)]))?;
+                outputs.iter().for_each(|output| tape.output(&output.name, output.tensor));
+                Ok(tape)
+            };
+            for at_once in [n, 1] {
+                let size = [h / per_cell, w / per_cell];
+                let mut patchwork = Patchwork::cut(n, at_once, size, Some(8), &mut record, &mut |tape| device.prepare(tape, &Options::default())).unwrap();
+                assert_eq!(patchwork.sessions().count(), 4);
+                for (name, array) in outputs.iter().zip(patchwork.run(component.name(), &[(name, &input)], outputs).unwrap()) {
+                    let error = relative_rms(&array.data, &twice(&format!("out/{name}")).data);
+                    println!("{name} on {}, {at_once} at once: {error:.1e}", device.backend());
+                    assert!(error <= ALLOWED, "{name} on {}, {at_once} at once: {error:.1e}", device.backend());
+                }
+            }
+        }
+    }
+}

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use naevus::base::{Kind, Result};
 use naevus::diffusion::Scheduler;
+use naevus::diffusion::posterior::Posterior;
+use naevus::diffusion::tiles::Tiles;
 use naevus::driver::conditioning::Conditioning;
 use naevus::driver::dataset::{DataSet, DataSetOptions};
 use naevus::driver::manifest::{self, Record};
@@ -41,8 +43,13 @@ fn write(path: &Path, width: usize, height: usize, f: impl Fn(usize, usize) -> [
 impl Bench {
     /// Three images of df, two of bcc, one of vasc; larger than the model's.
     fn new() -> Bench {
+        Self::of("inpaint-tiny")
+    }
+
+    /// With the model of that name.
+    fn of(model: &str) -> Bench {
         let dir = tempfile::tempdir().unwrap();
-        let model_folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models/inpaint-tiny");
+        let model_folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models").join(model);
         let model = InpaintModel::load(&model_folder).unwrap();
         let scheduler = Scheduler::read(&model.index.scheduler_config).unwrap();
         for (key, (class, id)) in [("bcc", "b0"), ("bcc", "b1"), ("df", "d0"), ("df", "d1"), ("df", "d2"), ("vasc", "v0")].into_iter().enumerate() {
@@ -57,6 +64,7 @@ impl Bench {
             dataset_sha256: String::new(),
             conditioning: Conditioning::default(),
             seed: 5,
+            scheduler: "ddim".to_string(),
             steps: 3,
             guidance: 2.0,
             strength: 1.0,
@@ -64,6 +72,8 @@ impl Bench {
             sources: Policy::SameClassThenAny,
             dilate_px: 1,
             feather_px: 2,
+            posterior: Posterior::Mode,
+            tiles: Tiles::Auto,
         };
         let execution = Execution { device: "cpu".to_string(), precision: "f32".to_string(), batch: 2, shard: Shard::WHOLE, limit: None };
         let classes = [("df".to_string(), 4), ("vasc".to_string(), 3)].into();
@@ -89,6 +99,7 @@ impl Bench {
         let mut told = vec![];
         let mut on_event = |event: Event| match event {
             Event::Planned { samples, resumed } => told.push(format!("planned {samples}, {resumed} are there")),
+            Event::Prepared { notes, .. } => told.extend(notes.iter().cloned()),
             Event::Step { done, of, images } => told.push(format!("step {done} of {of}, {images} images")),
             Event::Written(record) => {
                 told.push(format!("written {}", record.sample_id));
@@ -322,4 +333,20 @@ fn what_can_not_start_says_why() {
     let mut any = bench.settings.clone();
     any.sampling.sources = Policy::Any;
     assert_eq!(bench.go(&any, "out").written, 7);
+}
+
+/// Each sample has noise of its own for the posterior of its image: not the batch's, and not none.
+#[test]
+fn a_sampled_posterior_is_the_samples_own() {
+    let bench = Bench::of("inpaint-posterior");
+    let mut settings = bench.settings.clone();
+    settings.sampling.posterior = Posterior::Sample;
+    bench.go(&settings, "two");
+    settings.execution.batch = 3;
+    bench.go(&settings, "three");
+    assert_eq!(bench.samples("two"), bench.samples("three"));
+    settings.sampling.posterior = Posterior::Mode;
+    bench.go(&settings, "mode");
+    let (sampled, mode) = (bench.samples("two"), bench.samples("mode"));
+    assert!(sampled.iter().zip(&mode).all(|((_, a), (_, b))| a.1 != b.1), "a sample is the mode's");
 }

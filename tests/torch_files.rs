@@ -276,6 +276,125 @@ fn cut_and_flipped_files_are_errors_or_other_values() {
     refused("tar", &tar, "is a tar archive");
 }
 
+/// Names and shapes of a ResNet for CIFAR with a block of 2, 4 and 8 channels in each layer, and 3 classes.
+fn small_resnet() -> Vec<(String, Vec<i64>)> {
+    fn conv(all: &mut Vec<(String, Vec<i64>)>, module: &str, number: usize, outputs: i64, inputs: i64) {
+        all.push((format!("{module}conv{number}.weight"), vec![outputs, inputs, 3, 3]));
+        all.extend(["weight", "bias", "running_mean", "running_var"].map(|field| (format!("{module}bn{number}.{field}"), vec![outputs])));
+    }
+    let mut all = Vec::new();
+    conv(&mut all, "", 1, 2, 3);
+    for (layer, inputs, outputs) in [(1, 2, 2), (2, 2, 4), (3, 4, 8)] {
+        conv(&mut all, &format!("layer{layer}.0."), 1, outputs, inputs);
+        conv(&mut all, &format!("layer{layer}.0."), 2, outputs, outputs);
+    }
+    all.extend([("linear.weight".to_string(), vec![3, 8]), ("linear.bias".to_string(), vec![3])]);
+    all
+}
+
+/// A pickled dict.
+fn inner(items: &[(String, Vec<u8>)]) -> Vec<u8> {
+    let items: Vec<u8> = items.iter().flat_map(|(key, value)| [text(key), value.clone()].concat()).collect();
+    [b"}(", items.as_slice(), b"u"].concat()
+}
+
+/// The pickled state dict of [`small_resnet`] with `wrapper` before every name, and what stands beside it.
+fn state(wrapper: &str, beside: &[&str]) -> Vec<u8> {
+    let tensor = |shape: &[i64]| {
+        let strides: Vec<i64> = (0..shape.len()).map(|axis| shape[axis + 1..].iter().product()).collect();
+        tensor("FloatStorage", 576, 0, shape, &strides)
+    };
+    let own = small_resnet().into_iter().map(|(name, shape)| (format!("{wrapper}{name}"), tensor(&shape)));
+    inner(&own.chain(beside.iter().map(|name| (name.to_string(), tensor(&[3])))).collect::<Vec<_>>())
+}
+
+/// Writes a checkpoint to `path`.
+fn write(path: &Path, root: &[u8]) {
+    let ones: Vec<u8> = (0..576).flat_map(|_| 1f32.to_le_bytes()).collect();
+    let pickle = [b"\x80\x02", root, b"."].concat();
+    std::fs::write(path, zip(&[entry("m/data.pkl", &pickle), entry("m/byteorder", b"little"), entry("m/data/0", &ones)])).unwrap();
+}
+
+fn pair(key: &str, value: Vec<u8>) -> (String, Vec<u8>) {
+    (key.to_string(), value)
+}
+
+#[test]
+fn what_training_puts_around_a_model_is_taken_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("best.ckpt");
+    let under = |key: &str, state: Vec<u8>| inner(&[pair("epoch", int(3)), pair(key, state)]);
+    let lightning = state("model.", &["criterion.weight", "val_auc.thresholds"]);
+    let rows: [(&str, Vec<u8>, &[&str]); 12] = [
+        ("a state dict", state("", &[]), &[]),
+        ("DataParallel", state("module.", &[]), &[]),
+        ("state_dict", under("state_dict", state("module.", &[])), &[]),
+        ("model", under("model", state("", &[])), &[]),
+        ("model_state_dict", under("model_state_dict", state("", &[])), &[]),
+        ("model_state", under("model_state", state("_orig_mod.", &[])), &[]),
+        ("net", under("net", state("net.", &[])), &[]),
+        ("Lightning", under("state_dict", lightning), &["criterion.weight", "val_auc.thresholds"]),
+        ("Lightning and DataParallel", under("state_dict", state("model.module.", &[])), &[]),
+        ("another attribute", under("state_dict", state("backbone.", &["loss_fn.weight"])), &["loss_fn.weight"]),
+        ("averaged weights", under("model_ema", state("module.", &["n_averaged"])), &["n_averaged"]),
+        ("a wrapper in a wrapper", under("model", under("state_dict", state("", &[]))), &[]),
+    ];
+    for (what, root, dropped) in rows {
+        write(&path, &root);
+        let found = recognise(&path).unwrap();
+        assert_eq!(found.name(), "ResNet classifier", "{what}");
+        let model = found.load().unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert_eq!(model.dropped(), dropped, "{what}");
+    }
+    write(&path, &inner(&[pair("state_dict_ema", state("", &[])), pair("state_dict", state("model.", &["more.weight"]))]));
+    assert!(recognise(&path).unwrap().load().is_ok(), "averaged weights go before those of the last step");
+}
+
+#[test]
+fn what_else_stands_beside_a_model_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("best.ckpt");
+    let error = |root: Vec<u8>| {
+        write(&path, &root);
+        recognise(&path).and_then(|found| found.load()).err().unwrap().to_string()
+    };
+    let two = error(state("model.", &["teacher.weight"]));
+    assert!(two.contains("its tensors (model, teacher) are of no known architecture, expected a config.json beside them"), "{two}");
+    let own = error(state("", &["attention.weight"]));
+    assert!(own.contains("classifier: unused attention.weight"), "{own}");
+    let whole = error([&b"ctorchvision.models.resnet\nResNet\n)R"[..], &state("", &[]), b"b"].concat());
+    assert!(whole.contains("global `torchvision.models.resnet.ResNet`") && whole.contains("state_dict()"), "{whole}");
+}
+
+#[test]
+fn a_configuration_beside_or_in_a_file_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("best.ckpt");
+    let architecture = |at: &Path| {
+        let facts = recognise(at).and_then(|found| found.load()).map_err(|e| e.to_string())?.facts();
+        Ok::<_, String>(facts.into_iter().find(|(name, _)| *name == "architecture").unwrap().1.as_str().map(String::from))
+    };
+    // timm's training script and PyTorch's example for ImageNet note it.
+    write(&path, &inner(&[pair("arch", text("resnet20")), pair("state_dict", state("module.", &[]))]));
+    assert_eq!(architecture(&path), Ok(Some("resnet20".to_string())));
+    write(&path, &inner(&[pair("arch", text("alexnet")), pair("state_dict", state("module.", &[]))]));
+    assert_eq!(architecture(&path), Ok(None));
+    let config = dir.path().join("config.json");
+    std::fs::write(&config, r#"{"architecture": "resnet32", "num_classes": 3}"#).unwrap();
+    write(&path, &inner(&[pair("state_dict", state("model.", &["criterion.weight"]))]));
+    for at in [dir.path(), &path, &config] {
+        assert_eq!(architecture(at), Ok(Some("resnet32".to_string())), "{}", at.display());
+    }
+    std::fs::write(&config, r#"{"architecture": "resnet32", "num_classes": 4}"#).unwrap();
+    assert!(architecture(&path).unwrap_err().contains("linear.weight"));
+    // One of another model, which lies there by chance.
+    std::fs::write(&config, r#"{"architecture": "densenet121"}"#).unwrap();
+    assert_eq!(architecture(&path), Ok(None));
+    std::fs::copy(&path, dir.path().join("last.ckpt")).unwrap();
+    let error = architecture(dir.path()).unwrap_err();
+    assert!(error.contains("or one file of another name; it holds best.ckpt, last.ckpt"), "{error}");
+}
+
 #[test]
 fn weights_made_by_others_are_recognised() {
     let external = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/reference/external");

@@ -9,6 +9,9 @@ use rand_core::{Rng, SeedableRng};
 
 /// Step number of the initial latents' noise; variance noise of step k uses stream k.
 pub const INITIAL_NOISE: u64 = u64::MAX;
+/// Step numbers of the noise that samples an encoder's posterior: the image's, and the masked image's.
+pub const POSTERIOR_NOISE: u64 = u64::MAX - 1;
+pub const MASKED_POSTERIOR_NOISE: u64 = u64::MAX - 2;
 
 fn generator(seed: u64, job: u64, step: u64) -> ChaCha8Rng {
     let mut key = [0u8; 32];

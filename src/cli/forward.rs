@@ -4,11 +4,13 @@ use std::path::PathBuf;
 
 use super::component::load_component;
 use super::tensors::{Tensors, read_ports};
+use super::tiles;
 use super::{Common, Outcome};
-use crate::base::{Error, Kind, Result};
+use crate::base::{Array, Error, Kind, Result, Shape};
+use crate::diffusion::tiles::Tiles;
 use crate::exec::Device;
 use crate::models::Component;
-use crate::plan::{Layout, Options, Tape};
+use crate::plan::{Layout, Options, Session, Tape};
 use crate::weights::{Store, Writer};
 
 #[derive(clap::Args)]
@@ -33,6 +35,9 @@ pub(crate) struct ForwardArgs {
     /// Print the plan on stderr
     #[arg(long)]
     print_plan: bool,
+    /// Encode and decode in overlapping tiles: where the whole exceeds a limit of the device, never, or of this size
+    #[arg(long, value_name = "auto|off|PX", default_value = "auto")]
+    tiles: String,
     #[command(flatten)]
     inpaint: super::inpaint::InpaintFlags,
 }
@@ -73,6 +78,10 @@ impl Part {
 }
 
 pub(crate) fn run(common: &Common, args: &ForwardArgs) -> Result<Outcome> {
+    let tiles = Tiles::parse(&args.tiles)?;
+    if matches!(tiles, Tiles::Pixels(_)) && !args.tap.is_empty() {
+        return Err(Error::new(Kind::Usage, "--tap", "a module's result has no place in a run in tiles, expected --tiles auto or off"));
+    }
     let device = common.open_device()?;
     let store = Store::open(&args.inputs)?;
     let mut out = Writer::new();
@@ -81,14 +90,17 @@ pub(crate) fn run(common: &Common, args: &ForwardArgs) -> Result<Outcome> {
             if !args.tap.is_empty() {
                 return Err(Error::new(Kind::Usage, "--tap", "--component inpaint has none; use the components"));
             }
-            super::inpaint::forward(&device, &args.model, &args.inpaint, &options(args), &Tensors::new(store), &mut out)?;
+            super::inpaint::forward(&device, &args.model, &args.inpaint, tiles, &options(args), &Tensors::new(store), &mut out)?;
         }
         Some(_) if args.inpaint.given() => {
             return Err(Error::new(
                 Kind::Usage,
-                "--prompts, --class-tokens, --steps, --guidance, --eta, --strength and their like",
+                "--prompts, --class-tokens, --scheduler, --steps, --guidance, --eta, --strength, --posterior and their like",
                 "these flags belong to --component inpaint",
             ));
+        }
+        Some(component) if matches!(tiles, Tiles::Pixels(_)) && !tiles::may_be_cut(component) => {
+            return Err(Error::new(Kind::Usage, "--tiles", format!("{} has none, expected vae-encoder, vae-decoder or inpaint", component.name())));
         }
         Some(component) => forward(common, &device, args, component, &store, &mut out)?,
     }
@@ -115,7 +127,24 @@ fn forward(common: &Common, device: &Device, args: &ForwardArgs, component: Comp
     let (inputs, values) = read_ports(&mut tape, &ports, store)?;
     let outputs = model.record(&mut tape, component, &inputs)?;
     outputs.iter().for_each(|output| tape.output(&output.name, output.tensor));
-    let mut session = device.prepare(tape, &options(args))?;
+    let shapes: Vec<Shape> = values.iter().map(|(name, _)| Ok(tape.shape(inputs.get(name)?).clone())).collect::<Result<_>>()?;
+    let tiles = Tiles::parse(&args.tiles)?;
+    let whole = if matches!(tiles, Tiles::Pixels(_)) { None } else { Some(device.prepare(tape, &options(args))) };
+    let may_be_cut = tiles != Tiles::Off && args.tap.is_empty() && tiles::may_be_cut(component);
+    let mut session = match whole {
+        Some(Err(limit)) if !(limit.kind() == Kind::Limit && may_be_cut) => return Err(limit),
+        Some(Ok(session)) => session,
+        _ => {
+            let arrays = values.into_iter().zip(shapes).map(|((name, data), shape)| (name, Array { shape, data })).collect::<Vec<_>>();
+            let mut patchwork = tiles::prepare(device, &options(args), model.as_ref(), component, &arrays, tiles)?;
+            patchwork.note().iter().for_each(|note| eprintln!("note: {} {note}", component.name()));
+            if args.print_plan {
+                patchwork.sessions().for_each(|session| eprint!("{}", session.plan()));
+            }
+            let names: Vec<String> = outputs.into_iter().map(|output| output.name).collect();
+            return tiles::run(&mut patchwork, component, &arrays, &names, out);
+        }
+    };
     if args.print_plan {
         eprint!("{}", session.plan());
     }
@@ -125,12 +154,17 @@ fn forward(common: &Common, device: &Device, args: &ForwardArgs, component: Comp
         session.write(name, values)?;
     }
     session.run()?;
-    let taps = args.tap.iter().map(|tap| (tap, Layout::Image));
-    for (name, layout) in outputs.iter().map(|output| (&output.name, output.layout)).chain(taps) {
+    let taps = args.tap.iter().map(|tap| (tap.as_str(), Layout::Image));
+    write(session.as_mut(), outputs.iter().map(|output| (output.name.as_str(), output.layout)).chain(taps), out)
+}
+
+/// Reads these results and adds them to the file.
+fn write<'a>(session: &mut dyn Session, results: impl Iterator<Item = (&'a str, Layout)>, out: &mut Writer) -> Result<()> {
+    for (name, layout) in results {
         let array = session.read(name)?;
         let array = if layout == Layout::Image { array.to_channels_first() } else { array };
         if array.data.iter().any(|v| !v.is_finite()) {
-            let place = session.first_nonfinite()?.unwrap_or(name.clone());
+            let place = session.first_nonfinite()?.unwrap_or(name.to_string());
             return Err(Error::new(Kind::Numeric, place, "the first layer whose result is not finite"));
         }
         out.f32(name, array.dims(), array.data.clone())?;

@@ -6,8 +6,10 @@ use std::path::Path;
 use super::tensors::Tensors;
 use crate::base::{Array, Error, Kind, Result};
 use crate::diffusion::inpaint::{Batch, Format, Inpainter};
+use crate::diffusion::posterior::Posterior;
 use crate::diffusion::region::Region;
-use crate::diffusion::{Schedule, Scheduler, Walk};
+use crate::diffusion::tiles::Tiles;
+use crate::diffusion::{Class, Schedule, Scheduler, Walk};
 use crate::exec::Device;
 use crate::plan::{Options, Tape};
 use crate::weights::Writer;
@@ -16,6 +18,9 @@ use crate::weights::Writer;
 pub(crate) struct InpaintFlags {
     #[command(flatten)]
     conditions: super::conditioning::ConditionFlags,
+    /// ddim, ddpm, dpmpp-2m, unipc, euler, lcm or pndm; ddpm and lcm take variance_noise_<k> [inpaint; default the model's own]
+    #[arg(long, value_name = "NAME")]
+    scheduler: Option<String>,
     /// Denoising steps [inpaint; default 50]
     #[arg(long)]
     steps: Option<usize>,
@@ -28,20 +33,29 @@ pub(crate) struct InpaintFlags {
     /// Share of the schedule that is walked, from the image's own noised latents [inpaint; default 1]
     #[arg(long)]
     strength: Option<f64>,
+    /// Latents of the image where its encoder gives a Gaussian: mode, or sample, with the inputs posterior_noise and
+    /// masked_posterior_noise [inpaint; default mode]
+    #[arg(long, value_name = "mode|sample")]
+    posterior: Option<String>,
 }
 
 impl InpaintFlags {
     /// Whether any of them stands on the command line.
     pub(crate) fn given(&self) -> bool {
-        self.conditions.given() || self.steps.is_some() || self.guidance.is_some() || self.eta.is_some() || self.strength.is_some()
+        let walk = self.scheduler.is_some() || self.steps.is_some() || self.guidance.is_some() || self.eta.is_some() || self.strength.is_some();
+        walk || self.conditions.given() || self.posterior.is_some()
     }
 }
 
-/// image `[N, 3, H, W]`, hole `[N, 1, H, W]`, noise `[N, C, h, w]`, class_labels `[N]`, with eta > 0 variance_noise_<k>
-/// -> latents_<k>, decoded, output.
-pub(crate) fn forward(device: &Device, model: &Path, flags: &InpaintFlags, options: &Options, inputs: &Tensors, out: &mut Writer) -> Result<()> {
+/// image `[N, 3, H, W]`, hole `[N, 1, H, W]`, noise `[N, C, h, w]`, class_labels `[N]`, variance_noise_<k> of steps that take some, where the
+/// posterior is sampled posterior_noise and masked_posterior_noise -> latents_<k>, decoded, output.
+pub(crate) fn forward(device: &Device, model: &Path, flags: &InpaintFlags, tiles: Tiles, options: &Options, inputs: &Tensors, out: &mut Writer) -> Result<()> {
+    let posterior = flags.posterior.as_deref().map_or(Ok(Posterior::Mode), Posterior::parse)?;
     let model = super::conditioning::load_for(device, model, &flags.conditions, inputs)?;
-    let scheduler = Scheduler::read(&model.index.scheduler_config)?;
+    let scheduler = match &flags.scheduler {
+        Some(name) => Scheduler::read_as(&model.index.scheduler_config, Class::parse("--scheduler", name)?)?,
+        None => Scheduler::read(&model.index.scheduler_config)?,
+    };
     let walk = Walk { steps: flags.steps.unwrap_or(50), eta: flags.eta.unwrap_or(0.0), strength: flags.strength.unwrap_or(1.0) };
     let schedule = Schedule::new(&scheduler, &walk)?;
     let image = inputs.tensor("image")?;
@@ -50,16 +64,23 @@ pub(crate) fn forward(device: &Device, model: &Path, flags: &InpaintFlags, optio
         return Err(Error::new(Kind::Shape, "image", format!("{}, expected [N, 3, H, W]", found.shape)));
     };
     let holes = holes(inputs, [batch, height, width])?;
-    let format = Format { batch, height, width, guidance: flags.guidance.unwrap_or(3.0), stochastic: walk.eta > 0.0 };
+    let (guidance, stochastic) = (flags.guidance.unwrap_or(3.0), scheduler.is_stochastic(walk.eta));
+    let format = Format { batch, height, width, guidance, stochastic, posterior, tiles };
     let mut prepare = |tape: Tape| device.prepare(tape, options);
     let mut inpainter = Inpainter::new(&model, &scheduler, format, &mut prepare)?;
+    inpainter.notes().iter().for_each(|note| eprintln!("note: {note}"));
     let variance_noise = |k: usize| inputs.tensor(&format!("variance_noise_{k}"));
+    let posterior_noise = match posterior {
+        Posterior::Mode => None,
+        Posterior::Sample => Some([inputs.tensor("posterior_noise")?, inputs.tensor("masked_posterior_noise")?]),
+    };
     let batch = Batch {
         image: &image,
         holes: &holes,
         class_labels: &inputs.indices("class_labels")?,
         noise: &inputs.tensor("noise")?,
         variance_noise: &variance_noise,
+        posterior_noise: posterior_noise.as_ref().map(|[image, masked]| [image, masked]),
     };
     let painted = inpainter.paint(&batch, &schedule, true, &mut |_| ControlFlow::Continue(()))?;
     for (k, latents) in painted.latents.iter().enumerate() {

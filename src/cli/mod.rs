@@ -15,6 +15,7 @@ mod select;
 mod speech;
 mod synthesize;
 mod tensors;
+mod tiles;
 
 use clap::{Args, Parser, Subcommand};
 

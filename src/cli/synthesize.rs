@@ -9,7 +9,9 @@ use serde_json::json;
 use super::dataset::{self, DataSetFlags};
 use super::{Common, Outcome, progress, speech};
 use crate::base::{Error, Kind, Result};
-use crate::diffusion::Scheduler;
+use crate::diffusion::posterior::Posterior;
+use crate::diffusion::tiles::Tiles;
+use crate::diffusion::{Class, Scheduler};
 use crate::driver::class_plan::{Fill, plan};
 use crate::driver::conditioning::Conditioning;
 use crate::driver::dataset::{DataSet, DataSetOptions};
@@ -40,7 +42,7 @@ pub(crate) struct SynthesizeArgs {
     #[arg(long, value_name = "DIR", required_unless_present = "config")]
     out: Option<PathBuf>,
     /// Settings of an earlier run: makes the same samples again
-    #[arg(long, value_name = "run.toml", conflicts_with_all = ["model", "dataset", "labels", "images", "masks", "classes", "per_class", "fill", "seed", "steps", "guidance", "strength", "eta", "sources", "dilate", "feather", "shard"])]
+    #[arg(long, value_name = "run.toml", conflicts_with_all = ["model", "dataset", "labels", "images", "masks", "classes", "per_class", "fill", "seed", "scheduler", "steps", "guidance", "strength", "eta", "sources", "dilate", "feather", "posterior", "tiles", "shard"])]
     config: Option<PathBuf>,
     /// Names of the model's classes, separated by commas [default: all]
     #[arg(long, value_delimiter = ',')]
@@ -54,6 +56,9 @@ pub(crate) struct SynthesizeArgs {
     /// With --fill: the share that `select` will keep; more candidates are made
     #[arg(long, default_value_t = 1.0)]
     gamma: f64,
+    /// ddim, ddpm, dpmpp-2m, unipc, euler, lcm or pndm, with the model's betas and prediction type [default: the model's own]
+    #[arg(long, value_name = "NAME")]
+    scheduler: Option<String>,
     #[arg(long, default_value_t = 50)]
     steps: usize,
     /// Classifier-free guidance: 1 is none
@@ -78,6 +83,12 @@ pub(crate) struct SynthesizeArgs {
     /// Soften the seam over this many pixels inside the hole
     #[arg(long, value_name = "PX", default_value_t = 0)]
     feather: usize,
+    /// Latents of the source where the encoder gives a Gaussian of them: mode, or sample
+    #[arg(long, value_name = "mode|sample", default_value = "mode")]
+    posterior: String,
+    /// Encode and decode in overlapping tiles: where the whole exceeds a limit of the device, never, or of this size
+    #[arg(long, value_name = "auto|off|PX", default_value = "auto")]
+    tiles: String,
     /// Only part I of N
     #[arg(long, value_name = "I/N", default_value = "1/1")]
     shard: String,
@@ -94,14 +105,17 @@ pub(crate) fn run(common: &Common, args: &SynthesizeArgs) -> Result<Outcome> {
     let model_path = earlier.as_ref().map_or_else(|| args.model.clone().unwrap_or_default(), |s| s.sampling.model.clone());
     let conditioning = args.conditions.resolve(args.size, args.classes.as_deref(), earlier.as_ref().map(|s| &s.sampling.conditioning))?;
     let model = super::conditioning::load(&device, &model_path, &conditioning, None)?;
-    let scheduler = Scheduler::read(&model.index.scheduler_config)?;
+    let scheduler = match earlier.as_ref().map(|s| &s.sampling.scheduler).or(args.scheduler.as_ref()) {
+        Some(name) => Scheduler::read_as(&model.index.scheduler_config, Class::parse("--scheduler", name)?)?,
+        None => Scheduler::read(&model.index.scheduler_config)?,
+    };
     let options = earlier.as_ref().map_or_else(|| args.data.options(), |s| data_options(&s.data));
     let data = dataset::open(common, &options)?;
     let (batch, auto) = batch(args)?;
     let model_sha256 = sha256_of(&model_path)?;
     let mut settings = match earlier {
         Some(settings) => repeat(settings, &model_sha256, &data)?,
-        None => settings(args, &model_path, model_sha256, &model, &data)?,
+        None => settings(args, &model_path, model_sha256, (&model, &scheduler), &data)?,
     };
     settings.sampling.conditioning = conditioning;
     settings.execution.device = request;
@@ -125,18 +139,7 @@ pub(crate) fn run(common: &Common, args: &SynthesizeArgs) -> Result<Outcome> {
 
 fn attempt(common: &Common, device: &Device, job: &Job, stop: &std::sync::atomic::AtomicBool) -> Result<Summary> {
     // Said before anything runs: encoder, one denoising step, decoder.
-    let mut plans: Vec<String> = Vec::new();
-    let mut peak = 0;
-    let mut prepare = |tape: Tape| {
-        let session = device.prepare(tape, &Options::default())?;
-        let bytes = session.plan().peak_bytes();
-        peak += bytes;
-        plans.push(speech::bytes(bytes));
-        if plans.len() == 3 {
-            common.say(format_args!("memory of the plans: {} (encode {}, step {}, decode {})", speech::bytes(peak), plans[0], plans[1], plans[2]));
-        }
-        Ok(session)
-    };
+    let mut prepare = |tape: Tape| device.prepare(tape, &Options::default());
     let bar = progress::bar(common, 0, "steps");
     let steps = job.settings.sampling.schedule(job.scheduler)?.rows.len();
     let mut finished = 0;
@@ -155,6 +158,11 @@ fn tell(common: &Common, bar: &ProgressBar, steps: usize, finished: &mut usize, 
             if *resumed > 0 {
                 speak(format!("{resumed} samples are there already; {samples} to make"));
             }
+        }
+        Event::Prepared { memory, notes } => {
+            let [encode, step, decode] = memory.map(speech::bytes);
+            speak(format!("memory of the plans: {} (encode {encode}, step {step}, decode {decode})", speech::bytes(memory.iter().sum())));
+            notes.iter().for_each(|note| bar.suspend(|| eprintln!("note: {note}")));
         }
         Event::Step { done, images, .. } => bar.set_position((*finished * steps + done * images) as u64),
         Event::Written(record) => {
@@ -229,7 +237,13 @@ fn repeat(settings: RunSettings, model_sha256: &str, data: &DataSet) -> Result<R
     Ok(settings)
 }
 
-fn settings(args: &SynthesizeArgs, model_path: &Path, model_sha256: String, model: &InpaintModel, data: &DataSet) -> Result<RunSettings> {
+fn settings(
+    args: &SynthesizeArgs,
+    model_path: &Path,
+    model_sha256: String,
+    (model, scheduler): (&InpaintModel, &Scheduler),
+    data: &DataSet,
+) -> Result<RunSettings> {
     let d = &args.data;
     Ok(RunSettings {
         naevus_version: env!("CARGO_PKG_VERSION").to_string(),
@@ -239,6 +253,7 @@ fn settings(args: &SynthesizeArgs, model_path: &Path, model_sha256: String, mode
             dataset_sha256: dataset_sha256(data),
             conditioning: Conditioning::default(),
             seed: args.seed,
+            scheduler: scheduler.class.name().to_string(),
             steps: args.steps,
             guidance: args.guidance,
             strength: args.strength,
@@ -246,6 +261,8 @@ fn settings(args: &SynthesizeArgs, model_path: &Path, model_sha256: String, mode
             sources: Policy::parse(&args.sources)?,
             dilate_px: args.dilate.unwrap_or(model.index.dilate_px),
             feather_px: args.feather,
+            posterior: Posterior::parse(&args.posterior)?,
+            tiles: Tiles::parse(&args.tiles)?,
         },
         data: Data {
             dataset: d.dataset.clone().unwrap_or_default(),

@@ -17,28 +17,10 @@
 //! - eq. 16: sigma = eta sqrt((1 - alpha_bar_prev) / (1 - alpha_bar_t)) sqrt(1 - alpha_bar_t / alpha_bar_prev)
 
 use crate::base::{Error, Kind, Result};
-use crate::diffusion::scheduler::{Limit, Scheduler, Spacing, check_range};
+use crate::diffusion::schedule::{Schedule, Walk};
+use crate::diffusion::scheduler::{Limit, Scheduler};
+use crate::diffusion::timesteps::spaced;
 use crate::ops::ddim_step::{Coefficients, PredictionType};
-
-/// What a run asks of the scheduler.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Walk {
-    /// Steps over the whole range of noise, 1..=num_train_timesteps.
-    pub steps: usize,
-    /// 0 (deterministic) to 1 (ancestral).
-    pub eta: f64,
-    /// Above 0, at most 1: the share of the steps that are taken; below 1 the walk starts from the noised image.
-    pub strength: f64,
-}
-
-/// A walk in numbers: one timestep and one row of coefficients for each step that is taken.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Schedule {
-    pub timesteps: Vec<u32>,
-    pub rows: Vec<Coefficients>,
-    /// x at the start is `start.0 z0 + start.1 noise` (eq. 4); (0, 1) at full strength.
-    pub start: (f32, f32),
-}
 
 /// One step's numbers before they are rounded to the columns of [`Coefficients`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -52,14 +34,17 @@ pub struct Row {
     pub alpha_known: f64,
 }
 
-impl Schedule {
-    /// The schedule of `walk`. Fails, naming the flag, where the scheduler has no such walk.
-    pub fn new(scheduler: &Scheduler, walk: &Walk) -> Result<Schedule> {
-        let (timesteps, rows) = exact(scheduler, walk)?;
-        let first = f64::from(scheduler.alphas_cumprod[timesteps[0]]);
-        let start = if walk.strength < 1.0 { (first.sqrt() as f32, (1.0 - first).sqrt() as f32) } else { (0.0, 1.0) };
-        Ok(Schedule { timesteps: timesteps.iter().map(|&t| t as u32).collect(), rows: rows.iter().map(Row::rounded).collect(), start })
-    }
+/// The schedule of `walk` in the numbers of the op `ddim_step`.
+pub(crate) fn schedule(scheduler: &Scheduler, walk: &Walk) -> Result<Schedule> {
+    let (timesteps, rows) = exact(scheduler, walk)?;
+    let first = f64::from(scheduler.alphas_cumprod[timesteps[0]]);
+    Ok(Schedule {
+        timesteps: timesteps.iter().map(|&t| t as f32).collect(),
+        input_scales: vec![1.0; rows.len()],
+        rows: rows.iter().map(|row| bytemuck::cast_slice(&[row.rounded()]).to_vec()).collect(),
+        takes_noise: rows.iter().map(|row| row.sigma != 0.0).collect(),
+        start: if walk.strength < 1.0 { (first.sqrt() as f32, (1.0 - first).sqrt() as f32) } else { (0.0, 1.0) },
+    })
 }
 
 impl Row {
@@ -79,54 +64,17 @@ impl Row {
 
 /// Timesteps and rows of the steps that are taken, in f64.
 pub fn exact(scheduler: &Scheduler, walk: &Walk) -> Result<(Vec<usize>, Vec<Row>)> {
-    check_range("--eta", walk.eta, 0.0, 1.0)?;
-    check_range("--strength", walk.strength, f64::MIN_POSITIVE, 1.0)?;
-    let all = timesteps(scheduler, walk.steps)?;
-    let taken = (walk.steps as f64 * walk.strength).floor() as usize;
-    if taken == 0 {
-        let fact = format!("{} of {} steps is less than one step, expected at least {}", walk.strength, walk.steps, 1.0 / walk.steps as f64);
-        return Err(Error::new(Kind::Usage, "--strength", fact));
-    }
-    let taken = &all[all.len() - taken..];
+    let all = spaced(scheduler, walk.steps)?;
+    let taken = &all[walk.skipped()?..];
     let rows = (0..taken.len()).map(|k| row(scheduler, walk, taken[k], taken.get(k + 1).copied())).collect::<Result<_>>()?;
     Ok((taken.to_vec(), rows))
-}
-
-/// Timesteps of a whole walk, noisiest first, with numpy's roundings (half to even).
-fn timesteps(scheduler: &Scheduler, steps: usize) -> Result<Vec<usize>> {
-    let train = scheduler.num_train_timesteps();
-    if !(1..=train).contains(&steps) {
-        return Err(Error::new(Kind::Usage, "--steps", format!("{steps}, expected 1 to {train}")));
-    }
-    let offset = scheduler.steps_offset;
-    let all: Vec<usize> = match scheduler.spacing {
-        Spacing::Leading => (0..steps).rev().map(|i| i * (train / steps) + offset).collect(),
-        // For some counts diffusers' floating range holds one element more, at timestep -1; it is left out here.
-        Spacing::Trailing => {
-            let ratio = train as f64 / steps as f64;
-            (0..steps).map(|i| (train as f64 - i as f64 * ratio).round_ties_even() as usize).map(|t| t.max(1) - 1).collect()
-        }
-        Spacing::Linspace => {
-            let gap = (train - 1) as f64 / (steps.max(2) - 1) as f64;
-            (0..steps).rev().map(|i| (i as f64 * gap).round_ties_even() as usize).collect()
-        }
-    };
-    match all.iter().find(|&&t| t >= train) {
-        Some(t) => {
-            Err(Error::new(Kind::Usage, "--steps", format!("{steps} steps reach timestep {t} (steps_offset is {offset}), the model knows 0 to {}", train - 1)))
-        }
-        None => Ok(all),
-    }
 }
 
 fn row(scheduler: &Scheduler, walk: &Walk, timestep: usize, next: Option<usize>) -> Result<Row> {
     let alpha_bar = |t: usize| f64::from(scheduler.alphas_cumprod[t]);
     let previous = timestep.checked_sub(scheduler.num_train_timesteps() / walk.steps);
     let (alpha, alpha_prev) = (alpha_bar(timestep), previous.map_or(f64::from(scheduler.final_alpha_cumprod), alpha_bar));
-    if alpha == 0.0 && scheduler.prediction_type == PredictionType::Epsilon {
-        let fact = "zero terminal SNR leaves no signal at the first timestep, expected v_prediction or sample with it";
-        return Err(Error::new(Kind::Config, "prediction_type", fact));
-    }
+    scheduler.check_signal(alpha)?;
     let variance = (1.0 - alpha_prev) / (1.0 - alpha) * (1.0 - alpha / alpha_prev);
     let sigma = walk.eta * variance.sqrt();
     // At eta = 1 rounding may leave a difference of -1e-17.
@@ -182,7 +130,7 @@ mod tests {
 
     fn scheduler(fields: &str) -> Scheduler {
         let text = format!("{{\"_class_name\": \"DDIMScheduler\", \"clip_sample\": false{fields}}}");
-        Scheduler::from_config(&Config::parse(&text, "scheduler_config.json").unwrap()).unwrap()
+        Scheduler::from_config(&Config::parse(&text, "scheduler_config.json").unwrap(), None).unwrap()
     }
 
     fn walk(steps: usize) -> Walk {
@@ -201,7 +149,7 @@ mod tests {
         assert!(cases.len() >= 20);
         for case in &cases {
             let name = case["name"].as_str().unwrap();
-            let scheduler = Scheduler::from_config(&Config::parse(&case["config"].to_string(), name).unwrap()).unwrap();
+            let scheduler = Scheduler::from_config(&Config::parse(&case["config"].to_string(), name).unwrap(), None).unwrap();
             for (t, want) in case["alphas_cumprod"].as_object().unwrap() {
                 let (got, want) = (f64::from(scheduler.alphas_cumprod[t.parse::<usize>().unwrap()]), want.as_f64().unwrap());
                 assert!((got - want).abs() <= 1e-6 * want, "{name}: alphas_cumprod[{t}] {got}, expected {want}");
@@ -260,7 +208,7 @@ mod tests {
         assert_eq!(part.timesteps, whole.timesteps[6..]);
         assert_eq!(part.rows, whole.rows[6..]);
         assert_eq!(whole.start, (0.0, 1.0));
-        assert_eq!(part.start, (part.rows[0].sqrt_alpha, part.rows[0].sqrt_one_minus_alpha));
+        assert_eq!(part.start, (part.rows[0][0], part.rows[0][1]), "sqrt_alpha and sqrt_one_minus_alpha");
         let error = Schedule::new(&scheduler, &Walk { strength: 0.01, ..walk(15) }).unwrap_err();
         assert!(error.to_string().starts_with("--strength: 0.01 of 15 steps is less than one step"), "{error}");
     }
@@ -270,12 +218,13 @@ mod tests {
     fn known_region_follows_the_schedule() {
         let scheduler = scheduler(r#", "timestep_spacing": "linspace", "set_alpha_to_one": false"#);
         let schedule = Schedule::new(&scheduler, &walk(6)).unwrap();
+        let row = |k: usize| bytemuck::cast_slice::<f32, Coefficients>(&schedule.rows[k])[0];
         for k in 0..5 {
             let want = f64::from(scheduler.alphas_cumprod[schedule.timesteps[k + 1] as usize]).sqrt() as f32;
-            assert_eq!(schedule.rows[k].known_sqrt_alpha, want);
+            assert_eq!(row(k).known_sqrt_alpha, want);
         }
-        assert_eq!((schedule.rows[5].known_sqrt_alpha, schedule.rows[5].known_sqrt_one_minus_alpha), (1.0, 0.0));
-        assert_ne!(schedule.rows[5].sqrt_alpha_prev, 1.0, "set_alpha_to_one is false");
+        assert_eq!((row(5).known_sqrt_alpha, row(5).known_sqrt_one_minus_alpha), (1.0, 0.0));
+        assert_ne!(row(5).sqrt_alpha_prev, 1.0, "set_alpha_to_one is false");
     }
 
     #[test]
@@ -303,7 +252,7 @@ mod tests {
         for spacing in ["leading", "trailing", "linspace"] {
             let scheduler = scheduler(&format!(", \"timestep_spacing\": \"{spacing}\""));
             for steps in 1..=1000 {
-                let t = timesteps(&scheduler, steps).unwrap();
+                let t = spaced(&scheduler, steps).unwrap();
                 assert_eq!(t.len(), steps);
                 assert!(t.windows(2).all(|w| w[0] > w[1]), "{spacing} {steps}: {t:?}");
             }

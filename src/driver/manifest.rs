@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::{Error, Kind, Result};
 use crate::driver::conditioning::InputFile;
+use crate::driver::run_settings::first_scheduler;
 
 /// `status` of a sample whose image is on the disk.
 pub const WRITTEN: &str = "written";
@@ -40,6 +41,9 @@ pub struct Record {
     pub seed: u64,
     /// The noise's key beside the seed: class and number of the sample.
     pub job: u64,
+    /// `ddim`, `euler` ...
+    #[serde(default = "first_scheduler")]
+    pub scheduler: String,
     pub steps: usize,
     pub guidance: f64,
     pub strength: f64,
@@ -169,6 +173,7 @@ pub(crate) mod tests {
             embeddings: Vec::new(),
             seed: 7,
             job: 3 << 32,
+            scheduler: first_scheduler(),
             steps: 20,
             guidance: 3.0,
             strength: 1.0,

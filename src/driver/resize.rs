@@ -103,7 +103,9 @@ struct Taps {
 fn taps(from: usize, to: usize, filter: Filter) -> Vec<Taps> {
     let scale = from as f64 / to as f64;
     if filter == Filter::Nearest {
-        return (0..to).map(|i| Taps { first: (((i as f64 + 0.5) * scale) as usize).min(from - 1), weights: vec![1 << BITS] }).collect();
+        // Pillow's sum (`ImagingScaleAffine`), not a product: 24 pixels to 9 have a centre on a whole number but for rounding.
+        let centers = std::iter::successors(Some(scale * 0.5), |center| Some(center + scale));
+        return centers.take(to).map(|center| Taps { first: (center as usize).min(from - 1), weights: vec![1 << BITS] }).collect();
     }
     let stretch = scale.max(1.0);
     let support = filter.support() * stretch;

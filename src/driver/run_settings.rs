@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::base::{Error, Kind, Result};
-use crate::diffusion::{Schedule, Scheduler, Walk};
+use crate::diffusion::posterior::Posterior;
+use crate::diffusion::tiles::Tiles;
+use crate::diffusion::{Class, Schedule, Scheduler, Walk};
 use crate::driver::conditioning::Conditioning;
 use crate::driver::files;
 use crate::driver::sources::{MAX_SAMPLES, Policy};
@@ -39,6 +41,9 @@ pub struct Sampling {
     #[serde(default, skip_serializing_if = "Conditioning::is_none")]
     pub conditioning: Conditioning,
     pub seed: u64,
+    /// The solver's name, `ddim`; the rest of its settings is the model's.
+    #[serde(default = "first_scheduler")]
+    pub scheduler: String,
     pub steps: usize,
     pub guidance: f64,
     pub strength: f64,
@@ -46,6 +51,10 @@ pub struct Sampling {
     pub sources: Policy,
     pub dilate_px: usize,
     pub feather_px: usize,
+    #[serde(default)]
+    pub posterior: Posterior,
+    #[serde(default)]
+    pub tiles: Tiles,
 }
 
 /// Where the images, masks and labels are.
@@ -111,6 +120,11 @@ impl From<Shard> for String {
     }
 }
 
+/// The one scheduler of the runs that did not name theirs.
+pub(crate) fn first_scheduler() -> String {
+    Class::Ddim.name().to_string()
+}
+
 impl Sampling {
     /// Fails on a value that can't be used and names its flag; the schedule of the steps otherwise.
     pub fn schedule(&self, scheduler: &Scheduler) -> Result<Schedule> {
@@ -137,6 +151,7 @@ impl Sampling {
             ("model_sha256", self.model_sha256.clone()),
             ("dataset_sha256", self.dataset_sha256.clone()),
             ("seed", self.seed.to_string()),
+            ("scheduler", self.scheduler.clone()),
             ("steps", self.steps.to_string()),
             ("guidance", self.guidance.to_string()),
             ("strength", self.strength.to_string()),
@@ -144,6 +159,8 @@ impl Sampling {
             ("sources", self.sources.name().to_string()),
             ("dilate_px", self.dilate_px.to_string()),
             ("feather_px", self.feather_px.to_string()),
+            ("posterior", self.posterior.name().to_string()),
+            ("tiles", self.tiles.to_string()),
         ]);
         identity
     }
@@ -202,6 +219,7 @@ pub(crate) mod tests {
                 dataset_sha256: "bb".to_string(),
                 conditioning: Conditioning::default(),
                 seed: 7,
+                scheduler: first_scheduler(),
                 steps: 20,
                 guidance: 3.0,
                 strength: 1.0,
@@ -209,6 +227,8 @@ pub(crate) mod tests {
                 sources: Policy::SameClassThenAny,
                 dilate_px: 4,
                 feather_px: 0,
+                posterior: Posterior::Mode,
+                tiles: Tiles::Auto,
             },
             data: Data { dataset: "data".into(), labels: Some("data/labels.csv".into()), ..Data::default() },
             execution: Execution { device: "cpu".to_string(), precision: "f32".to_string(), batch: 4, shard: Shard { index: 2, of: 3 }, limit: None },
@@ -217,7 +237,7 @@ pub(crate) mod tests {
     }
 
     fn scheduler() -> Scheduler {
-        Scheduler::from_config(&Config::parse("{\"_class_name\": \"DDIMScheduler\"}", "s").unwrap()).unwrap()
+        Scheduler::from_config(&Config::parse("{\"_class_name\": \"DDIMScheduler\"}", "s").unwrap(), None).unwrap()
     }
 
     #[test]
@@ -226,12 +246,17 @@ pub(crate) mod tests {
         let path = dir.path().join(RUN_TOML);
         let mut s = settings();
         s.sampling.guidance = 0.1 + 0.2;
+        (s.sampling.posterior, s.sampling.tiles) = (Posterior::Sample, Tiles::Pixels(256));
         s.execution.limit = Some(3);
         s.sampling.conditioning.prompts.insert("df".to_string(), "a \"prompt\"\nof two lines".to_string());
         s.sampling.conditioning.textual_inversions.push(InputFile { path: "a.pt".into(), sha256: "cc".to_string(), token: None });
         s.write(&path).unwrap();
         assert_eq!(RunSettings::read(&path).unwrap(), s);
         let text = std::fs::read_to_string(&path).unwrap();
+        // Written before there was a choice.
+        assert!(text.contains("scheduler = \"ddim\"\n"), "{text}");
+        std::fs::write(&path, text.replace("scheduler = \"ddim\"\n", "")).unwrap();
+        assert_eq!(RunSettings::read(&path).unwrap(), s);
         assert!(text.contains("shard = \"2/3\"") && text.contains("sources = \"same-class-then-any\""), "{text}");
     }
 
@@ -247,6 +272,8 @@ pub(crate) mod tests {
             ("shard = \"2/3\"", "shard = \"4/3\"", "--shard: 4/3"),
             ("sources = \"same-class-then-any\"", "sources = \"near\"", "near"),
             ("batch = 4", "batch = -4", "batch"),
+            ("tiles = \"auto\"", "tiles = \"0\"", "--tiles: 0"),
+            ("posterior = \"mode\"", "posterior = \"mean\"", "mean"),
         ] {
             assert!(text.contains(from));
             std::fs::write(&path, text.replace(from, to)).unwrap();
@@ -274,7 +301,7 @@ pub(crate) mod tests {
     #[test]
     fn every_setting_of_the_identity_counts() {
         let base = settings().sampling;
-        let changes: [fn(&mut Sampling); 15] = [
+        let changes: [fn(&mut Sampling); 18] = [
             |s| s.conditioning.image_size = Some(8),
             |s| s.conditioning.negative_prompt = Some(String::new()),
             |s| s.conditioning.class_tokens = Some(InputFile::default()),
@@ -283,6 +310,7 @@ pub(crate) mod tests {
             |s| s.model_sha256 = "x".to_string(),
             |s| s.dataset_sha256 = "x".to_string(),
             |s| s.seed = 8,
+            |s| s.scheduler = "euler".to_string(),
             |s| s.steps = 21,
             |s| s.guidance = 1.0,
             |s| s.strength = 0.5,
@@ -290,6 +318,8 @@ pub(crate) mod tests {
             |s| s.sources = Policy::Head,
             |s| s.dilate_px = 5,
             |s| s.feather_px = 1,
+            |s| s.posterior = Posterior::Sample,
+            |s| s.tiles = Tiles::Off,
         ];
         for change in changes {
             let mut other = base.clone();

@@ -11,6 +11,7 @@ use std::time::SystemTime;
 
 use crate::base::{Array, Error, Kind, Result, rng};
 use crate::diffusion::inpaint::{Batch, Format, Inpainter, Painted, Prepare};
+use crate::diffusion::posterior::Posterior;
 use crate::diffusion::region::{Region, composite_u8};
 use crate::diffusion::{Schedule, Scheduler};
 use crate::driver::dataset::{DataSet, Item, plain_name};
@@ -43,6 +44,11 @@ pub enum Event<'a> {
     Planned {
         samples: usize,
         resumed: usize,
+    },
+    /// Device memory of the plans that encode, denoise and decode, in bytes, and how they are cut where the whole does not fit.
+    Prepared {
+        memory: [u64; 3],
+        notes: &'a [String],
     },
     /// Steps done of the batch in flight.
     Step {
@@ -133,6 +139,7 @@ pub fn synthesize(job: &Job, prepare: &mut Prepare, stop: &AtomicBool, on_event:
     }
     let batch = even_batch(tasks.len(), job.settings.execution.batch);
     let inpainter = Inpainter::new(job.model, job.scheduler, job.format(batch), prepare)?;
+    on_event(Event::Prepared { memory: inpainter.memory(), notes: &inpainter.notes() });
     let mut run = Run { job, schedule, sources, classes, manifest, inpainter, unusable: BTreeSet::new(), summary: &mut summary, on_event };
     for chunk in tasks.chunks(batch) {
         if stop.load(Ordering::Relaxed) {
@@ -148,7 +155,15 @@ impl Job<'_> {
     fn format(&self, batch: usize) -> Format {
         let size = self.model.index.image_size;
         let sampling = &self.settings.sampling;
-        Format { batch, height: size, width: size, guidance: sampling.guidance as f32, stochastic: sampling.eta > 0.0 }
+        Format {
+            batch,
+            height: size,
+            width: size,
+            guidance: sampling.guidance as f32,
+            stochastic: self.scheduler.is_stochastic(sampling.eta),
+            posterior: sampling.posterior,
+            tiles: sampling.tiles,
+        }
     }
 
     fn sample_id(&self, class: &str, k: u64) -> String {
@@ -303,6 +318,10 @@ impl Run<'_, '_> {
             let row = |(row, &label): (&&Ready, &usize)| rng::normal(seed, noise_key(label, row.task.k), step, h * w * c);
             Array::new(&[n, h, w, c], rows.iter().zip(&labels).flat_map(row).collect())
         };
+        let posterior_noise = match self.job.settings.sampling.posterior {
+            Posterior::Mode => None,
+            Posterior::Sample => Some([noise(rng::POSTERIOR_NOISE)?, noise(rng::MASKED_POSTERIOR_NOISE)?]),
+        };
         let pixels = rows.iter().flat_map(|row| &row.source.rgb.data).map(|&v| f32::from(v) / 255.0).collect();
         let batch = Batch {
             image: &Array::new(&[n, size, size, 3], pixels)?,
@@ -310,6 +329,7 @@ impl Run<'_, '_> {
             class_labels: &labels.iter().map(|&label| label as u32).collect::<Vec<_>>(),
             noise: &noise(rng::INITIAL_NOISE)?,
             variance_noise: &|k| noise(k as u64),
+            posterior_noise: posterior_noise.as_ref().map(|[image, masked]| [image, masked]),
         };
         let (of, images) = (self.schedule.rows.len(), ready.len());
         let on_event = &mut self.on_event;
@@ -346,6 +366,7 @@ impl Run<'_, '_> {
             embeddings: sampling.conditioning.embeddings(),
             seed: sampling.seed,
             job: noise_key(class.label, ready.task.k),
+            scheduler: sampling.scheduler.clone(),
             steps: sampling.steps,
             guidance: sampling.guidance,
             strength: sampling.strength,

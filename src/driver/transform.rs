@@ -160,6 +160,67 @@ mod tests {
         }
     }
 
+    /// The transform that `image/8x9/0.9/center/bicubic` tells, and the image's name.
+    fn parse(case: &str) -> (&str, Transform) {
+        let parts: Vec<&str> = case.split('/').collect();
+        let [image, size, crop_pct, mode, filter] = parts[..] else { panic!("{case}") };
+        let (rows, columns) = size.split_once('x').unwrap();
+        let size = [rows, columns].map(|side| side.parse().unwrap());
+        (image, Transform::new(size, filter, crop_pct.parse().unwrap(), mode, [0.25, 0.5, 0.75], [0.5, 0.25, 1.0]).unwrap())
+    }
+
+    /// The largest difference from `want` `[3, H, W]`, normalised as ours is, in 255ths of a pixel's range.
+    fn apart(transform: &Transform, image: &Rgb8, want: &Array) -> f32 {
+        let got = transform.apply(image).unwrap();
+        let [height, width] = transform.size;
+        assert_eq!(want.dims(), [3, height, width]);
+        let at = |i: usize| want.data[i % 3 * height * width + i / 3];
+        got.data.iter().enumerate().map(|(i, v)| (v - at(i)).abs() * transform.std[i % 3] * 255.0).fold(0.0, f32::max)
+    }
+
+    /// tools/golden/preprocess.py: every filter, mode and share; torchvision's preset is the one that is assumed of weights alone.
+    #[test]
+    fn timms_and_torchvisions_inputs_are_reproduced() {
+        let store = Store::open(Path::new("tests/golden/preprocess.safetensors")).unwrap();
+        let mut cases = 0;
+        for name in store.names() {
+            let Some((_, case)) = name.split_once('/').filter(|(kind, _)| ["timm", "torchvision"].contains(kind)) else { continue };
+            let (image, transform) = parse(case);
+            let x = store.array(&format!("image/{image}")).unwrap();
+            let image = Rgb8::new(x.dims()[1], x.dims()[0], x.data.iter().map(|&v| v as u8).collect()).unwrap();
+            let apart = apart(&transform, &image, &store.array(name).unwrap());
+            assert!(apart < 1e-3, "{name}: {apart}/255");
+            cases += 1;
+        }
+        assert!(cases >= 80, "{cases} cases");
+    }
+
+    /// Real images: NAEVUS_PIXELS is a folder that tools/golden/preprocess.py wrote, each image as it was and as PNG. From decoded
+    /// pixels on there is no difference; a JPEG's decoder adds its own, two or three counts where lanczos or cubic overshoots.
+    #[test]
+    fn timms_inputs_of_real_images_are_reproduced() {
+        let Some(folder) = std::env::var_os("NAEVUS_PIXELS").map(std::path::PathBuf::from) else {
+            println!("skipped: NAEVUS_PIXELS is not set");
+            return;
+        };
+        let store = Store::open(&folder.join("pixels.safetensors")).unwrap();
+        let mut worst = std::collections::BTreeMap::new();
+        for name in store.names() {
+            let (_, case) = name.split_once('/').unwrap();
+            let (image, transform) = parse(case);
+            let want = store.array(name).unwrap();
+            let told = case.split_once('/').unwrap().1.to_string();
+            let stem = Path::new(image).file_stem().unwrap().to_string_lossy().into_owned();
+            let [png, jpeg] = [format!("{stem}.png"), image.to_string()].map(|file| apart(&transform, &read_rgb(&folder.join(file)).unwrap(), &want));
+            let entry: &mut [f32; 2] = worst.entry(told).or_default();
+            *entry = [entry[0].max(png), entry[1].max(jpeg)];
+        }
+        for (told, [png, jpeg]) in &worst {
+            println!("{told}: worst {png:.4}/255 from PNG, {jpeg:.3}/255 as it is");
+        }
+        assert!(!worst.is_empty() && worst.values().all(|[png, _]| *png < 1e-3), "{worst:?}");
+    }
+
     #[test]
     fn pixels_are_normalised() {
         let transform = Transform::new([1, 1], "bilinear", 1.0, "center", [0.5, 0.25, 0.0], [0.5, 0.25, 2.0]).unwrap();

@@ -9,7 +9,7 @@ const MAX_CHANNELS: usize = 65_536;
 const MAX_BLOCKS: usize = 16;
 const MAX_LAYERS: usize = 64;
 
-const ACTIVATIONS: [(&str, Function); 5] =
+pub(crate) const ACTIVATIONS: [(&str, Function); 5] =
     [("silu", Function::Silu), ("swish", Function::Silu), ("mish", Function::Mish), ("gelu", Function::Gelu), ("relu", Function::Relu)];
 /// Block types; whether each residual block has attention behind it.
 const DOWN_BLOCKS: [(&str, bool); 2] = [("DownEncoderBlock2D", false), ("AttnDownEncoderBlock2D", true)];

@@ -10,6 +10,9 @@ use crate::nn::Linear;
 use crate::plan::{Tape, Tensor};
 use crate::weights::{Config, Scope};
 
+/// Steps of a list in the place of a last layer that are looked at.
+const LONGEST_LIST: usize = 8;
+
 /// What one forward pass gives.
 #[derive(Clone, Copy, Debug)]
 pub struct Prediction {
@@ -115,10 +118,6 @@ impl Model for Classifier {
 
     fn facts(&self) -> Vec<(&'static str, Value)> {
         let p = &self.preprocess;
-        let preprocess = json!({
-            "interpolation": p.interpolation, "crop_pct": p.crop_pct, "crop_mode": p.crop_mode, "mean": p.mean, "std": p.std,
-            "from": if p.assumed { "assumed" } else { "config.json" },
-        });
         let mut facts = vec![
             ("family", json!(self.family)),
             ("architecture", json!(self.architecture)),
@@ -126,7 +125,7 @@ impl Model for Classifier {
             ("num_classes", json!(self.num_classes)),
             ("label_names", json!(self.label_names)),
             ("input_size", json!(p.input_size)),
-            ("preprocess", preprocess),
+            ("preprocess", p.facts()),
         ];
         facts.extend(self.network.facts());
         facts
@@ -162,11 +161,24 @@ pub fn load(checkpoint: &Checkpoint, family: fn(Option<&Config>, &Scope) -> Resu
 }
 
 /// The last layer `name`: as many classes as `config` says or, when it does not, as the weight has rows. None: no classes.
+/// It may be the one weighed step of a list, as of a dropout and a linear layer, which fine-tuning puts there: `fc.1`.
 pub fn last_layer(scope: &Scope, name: &str, inputs: usize, config: Option<&TimmConfig>) -> (Option<Linear>, usize) {
-    let layer = scope.child(name);
+    let layer = listed(scope, name).unwrap_or_else(|| scope.child(name));
     let stored = layer.shape("weight").and_then(|s| s.first()).copied().unwrap_or(0);
     let classes = config.and_then(|c| c.num_classes).unwrap_or(stored);
     ((classes > 0).then(|| Linear::load(&layer, inputs, classes)), classes)
+}
+
+/// The only step of the list `name` that holds weights, if that is a linear layer.
+fn listed(scope: &Scope, name: &str) -> Option<Scope> {
+    let list = scope.child(name);
+    if list.has("weight") {
+        return None;
+    }
+    let is_weighed = |step: &Scope| step.has("weight") || step.has("bias");
+    let steps: Vec<Scope> = (0..LONGEST_LIST).map(|i| scope.child(&format!("{name}.{i}"))).filter(is_weighed).collect();
+    let [step] = steps.as_slice() else { return None };
+    step.shape("weight").is_some_and(|shape| shape.len() == 2).then(|| step.clone())
 }
 
 /// Features and, when there is a last layer, logits.

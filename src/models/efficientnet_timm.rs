@@ -60,10 +60,14 @@ pub fn topology(architecture: &str) -> Option<Topology> {
         ..efficient
     };
     let small: &[usize] = &[2, 2, 2, 1, 2, 1];
-    if of("efficientnet_", &["b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "b8", "l2"]) || of("efficientnetv2_", &["m", "l", "xl", "rw_m"]) {
+    if of("efficientnet_", &["b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "b8", "l2", "b1_pruned", "b2_pruned", "b3_pruned"])
+        || of("efficientnetv2_", &["m", "l", "xl"])
+    {
         Some(efficient)
-    } else if of("efficientnetv2_", &["s", "rw_s", "rw_t", "b0", "b1", "b2", "b3"]) {
+    } else if of("efficientnetv2_", &["s", "rw_s", "rw_m", "rw_t", "b0", "b1", "b2", "b3"]) {
         Some(Topology { strides: &STRIDES[..6], ..efficient })
+    } else if of("efficientnet_", &["es", "em", "el", "es_pruned", "el_pruned"]) {
+        Some(Topology { act: Function::Relu, strides: &STRIDES[..6], ..efficient })
     } else if of("efficientnet_", &["lite0", "lite1", "lite2", "lite3", "lite4"]) {
         Some(Topology { act: Function::Relu6, ..efficient })
     } else if of("mobilenetv2_", &["035", "050", "075", "100", "140", "110d", "120d"]) {
@@ -231,15 +235,7 @@ mod tests {
         assert_eq!((of("tf_efficientnet_b3").same, of("tf_efficientnet_b3").eps), (true, 1e-3));
         assert_eq!((of("tf_efficientnetv2_s").strides.len(), of("efficientnetv2_m").strides.len()), (6, 7));
         assert_eq!((of("mobilenetv3_small_100").relu_stages, of("mobilenetv3_small_100").strides[0]), (2, 2));
-        for other in [
-            "efficientnet_b0_gn",
-            "efficientnet_es",
-            "efficientnet_cc_b0_4e",
-            "mobilenetv4_conv_small",
-            "mobilenetv1_100",
-            "efficientnet_b1_pruned",
-            "mixnet_s",
-        ] {
+        for other in ["efficientnet_b0_gn", "efficientnet_cc_b0_4e", "mobilenetv4_conv_small", "mobilenetv1_100", "mixnet_s"] {
             assert_eq!(topology(other), None, "{other}");
         }
     }

@@ -230,6 +230,10 @@ fn load_mobile(timm: Option<TimmConfig>, scope: &Scope, family: Family) -> Resul
 
 /// `classifier.{at}`, which the tape knows as `{at}` in the module `classifier`.
 fn last_of_list(scope: &Scope, at: usize, inputs: usize, timm: Option<&TimmConfig>) -> (Option<Linear>, usize) {
+    if scope.has("classifier.weight") {
+        // Fine-tuned with a single layer in the list's place.
+        return last_layer(scope, "classifier", inputs, timm);
+    }
     last_layer(&scope.child("classifier"), &at.to_string(), inputs, timm)
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::base::{DType, Error, Kind, Result};
 use crate::models::inpaint_index::{InpaintIndex, UNetInput};
-use crate::models::model::{Autoencoder, Component, Denoiser, Inputs, Model};
+use crate::models::model::{Autoencoder, Component, Denoiser, Inputs, Model, Output};
 use crate::models::recognise;
 use crate::ops::activation::Function;
 use crate::plan::{Tape, Tensor, Weight};
@@ -111,15 +111,33 @@ impl InpaintModel {
 
     /// image `[N, H, W, 3]` in [0, 1] -> the denoiser's latents `[N, h, w, C]`: the posterior's mode where there is one.
     pub fn encode(&self, t: &mut Tape, image: Tensor) -> Result<Tensor> {
+        let outputs = self.encode_outputs(t, image)?;
+        let latents = find(&outputs, "latents").or_else(|| find(&outputs, "latent_dist_mean"));
+        let latents = latents.ok_or_else(|| t.mismatch("the encoder gives no latents".to_string()))?;
+        let [scale, shift] = self.latent_affine();
+        affine(t, latents, scale, shift)
+    }
+
+    /// image `[N, H, W, 3]` in [0, 1] -> the mean and the logarithm of the variance of the encoder's own latents, each
+    /// `[N, h, w, C]`. Fails where the encoder gives latents alone.
+    pub fn encode_moments(&self, t: &mut Tape, image: Tensor) -> Result<[Tensor; 2]> {
+        let outputs = self.encode_outputs(t, image)?;
+        match (find(&outputs, "latent_dist_mean"), find(&outputs, "latent_dist_logvar")) {
+            (Some(mean), Some(logvar)) => Ok([mean, logvar]),
+            _ => Err(Error::new(Kind::Usage, "--posterior", "sample, but this model's encoder gives latents and no Gaussian of them, expected mode")),
+        }
+    }
+
+    fn encode_outputs(&self, t: &mut Tape, image: Tensor) -> Result<Vec<Output>> {
         let [black, white] = self.autoencoder.pixel_range;
         let pixels = affine(t, image, white - black, black)?;
-        let inputs = Inputs::new([("sample".to_string(), pixels)]);
-        let outputs = self.vae.record(t, Component::VaeEncoder, &inputs)?;
-        let find = |name: &str| outputs.iter().find(|output| output.name == name).map(|output| output.tensor);
-        let latents = find("latents").or_else(|| find("latent_dist_mean"));
-        let latents = latents.ok_or_else(|| t.mismatch("the encoder gives no latents".to_string()))?;
+        self.vae.record(t, Component::VaeEncoder, &Inputs::new([("sample".to_string(), pixels)]))
+    }
+
+    /// The denoiser's latents are the encoder's times the first plus the second.
+    pub fn latent_affine(&self) -> [f32; 2] {
         let scale = self.index.scaling_factor;
-        affine(t, latents, scale, -self.autoencoder.shift_factor * scale)
+        [scale, -self.autoencoder.shift_factor * scale]
     }
 
     /// latents `[N, h, w, C]` as the denoiser has them -> image `[N, H, W, 3]`, about [0, 1].
@@ -165,6 +183,10 @@ fn look_up(t: &mut Tape, rows: &Weight, labels: Tensor) -> Result<Tensor> {
     let found = t.embedding(table, labels)?;
     shape[0] = t.shape(labels)[0];
     t.reshape(found, &shape)
+}
+
+fn find(outputs: &[Output], name: &str) -> Option<Tensor> {
+    outputs.iter().find(|output| output.name == name).map(|output| output.tensor)
 }
 
 /// scale x + shift, and no step when that is x.

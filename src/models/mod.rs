@@ -4,6 +4,7 @@
 pub mod autoencoder_blocks;
 pub mod autoencoder_config;
 pub mod autoencoder_kl;
+pub mod autoencoder_tiny;
 pub mod class_tokens;
 pub mod classifier;
 pub mod clip_text;
@@ -48,6 +49,7 @@ pub mod unet_2d_condition_config;
 pub mod unet_2d_config;
 pub mod vit;
 pub mod vq_model;
+pub mod wrapper;
 
 pub use classifier::Classifier;
 pub use clip_text::ClipText;

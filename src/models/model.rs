@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::base::{DType, Error, Kind, Result};
 use crate::models::preprocess::Preprocess;
+use crate::models::wrapper;
 use crate::plan::{Layout, Tape, Tensor};
 use crate::weights::{Config, Scope, Store};
 
@@ -203,6 +204,8 @@ pub struct Checkpoint {
     pub path: PathBuf,
     /// config.json of the folder.
     pub config: Option<Config>,
+    /// What stands before every name in the file, `model.`; mostly nothing.
+    pub wrapper: String,
 }
 
 impl Checkpoint {
@@ -213,9 +216,15 @@ impl Checkpoint {
         self.config.as_ref().ok_or_else(absent)
     }
 
+    /// The weights under the model's own names.
+    pub fn store(&self) -> Result<Store> {
+        let store = Store::open(&self.path)?;
+        if self.wrapper.is_empty() { Ok(store) } else { wrapper::remove(store, &self.wrapper) }
+    }
+
     /// The root of the weights; `model` names it in errors.
     pub fn scope(&self, model: &str) -> Result<Scope> {
-        Scope::open(&self.path, model)
+        Ok(Scope::new(self.store().map_err(|e| e.within(model))?, model))
     }
 }
 

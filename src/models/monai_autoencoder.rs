@@ -13,7 +13,7 @@ use crate::nn::{Attention, Conv2d, GroupNorm};
 use crate::ops::activation::Function;
 use crate::ops::conv2d::Conv2d as Geometry;
 use crate::plan::{Tape, Tensor};
-use crate::weights::{Scope, Store};
+use crate::weights::Scope;
 
 /// The logarithm of the variance is kept between these.
 const LOGVAR: Function = Function::Clamp { low: -30.0, high: 20.0 };
@@ -77,7 +77,7 @@ impl MonaiAutoencoder {
     pub fn load(checkpoint: &Checkpoint) -> Result<MonaiAutoencoder> {
         let config = MonaiAutoencoderConfig::from_config(checkpoint.config()?)?;
         let (encoder, decoder) = (config.encoder(), config.decoder());
-        let store = Store::open(&checkpoint.path)?;
+        let store = checkpoint.store()?;
         let dialect = Dialect { generative: store.names().any(|name| name.ends_with(".proj_attn.weight")), combined: config.levels.combined };
         let scope = Scope::new(monai_names::autoencoder(&encoder, &decoder, dialect).apply(store, |_| false)?, "vae");
         let layers = |part: &str, blocks: &[Block]| -> Vec<Layer> {

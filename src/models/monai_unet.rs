@@ -11,11 +11,11 @@ use crate::models::unet_2d::UNet2DModel;
 use crate::models::unet_2d_condition::UNet2DConditionModel;
 use crate::models::unet_2d_condition_config::UNet2DConditionConfig;
 use crate::models::unet_2d_config::UNet2DConfig;
-use crate::weights::{Config, Scope, Store};
+use crate::weights::{Config, Scope};
 
 fn load(checkpoint: &Checkpoint) -> Result<Box<dyn Model>> {
     let monai = MonaiUnetConfig::from_config(checkpoint.config()?)?;
-    let store = Store::open(&checkpoint.path)?;
+    let store = checkpoint.store()?;
     let generative = ["middle_block.attention.proj_attn.weight", "middle_block.attention.transformer_blocks.0.attn1.to_out.0.weight"];
     let dialect = Dialect { generative: generative.iter().any(|name| store.shape(name).is_some()), combined: monai.levels.combined };
     let scope = Scope::new(monai_names::unet(&monai.shape(), dialect).apply(store, |_| false)?, "unet");

@@ -195,7 +195,7 @@ fn by_prompts(
 /// The text encoder in a folder.
 pub fn text_encoder(folder: &Path) -> Result<ClipText> {
     let config = Config::read(&folder.join("config.json"))?;
-    ClipText::load(&Checkpoint { path: folder.to_path_buf(), config: Some(config) })
+    ClipText::load(&Checkpoint { path: folder.to_path_buf(), config: Some(config), wrapper: String::new() })
 }
 
 /// One encoder's values of some texts.

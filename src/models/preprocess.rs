@@ -1,6 +1,8 @@
 //! How an image becomes a classifier's input: what a `pretrained_cfg` says, as plain numbers and names.
 //! `driver::transform` carries it out.
 
+use serde_json::{Value, json};
+
 use crate::base::Result;
 use crate::weights::Config;
 
@@ -45,6 +47,18 @@ impl Preprocess {
         Preprocess { mean: [0.5; 3], std: [0.5; 3], ..self }
     }
 
+    /// What `inspect` shows beside the size.
+    pub fn facts(&self) -> Value {
+        json!({
+            "interpolation": self.interpolation,
+            "crop_pct": self.crop_pct,
+            "crop_mode": self.crop_mode,
+            "mean": self.mean.map(shortest),
+            "std": self.std.map(shortest),
+            "from": if self.assumed { "assumed" } else { "config.json" },
+        })
+    }
+
     /// Reads the fields of a `pretrained_cfg`; absent ones take timm's defaults (bicubic, 0.875, ImageNet's mean and std).
     pub fn read(c: &Config) -> Result<Preprocess> {
         let size = c.integers("input_size", Some(&[3, 224, 224]), 1..=65_536, 3)?;
@@ -62,5 +76,22 @@ impl Preprocess {
             std: c.numbers("std", Some(IMAGENET_STD.map(f64::from)), 1e-6..=1e6)?.map(|v| v as f32),
             assumed: !["input_size", "mean", "std", "interpolation"].iter().any(|field| c.has(field)),
         })
+    }
+}
+
+/// The f64 whose shortest decimal is that of `v`: 0.485, where the exact value is 0.48500001430511475.
+fn shortest(v: f32) -> f64 {
+    v.to_string().parse().unwrap_or(f64::from(v))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_shown_as_they_were_written() {
+        let facts = Preprocess::assumed(224).facts();
+        assert_eq!((facts["mean"].to_string().as_str(), facts["std"].to_string().as_str()), ("[0.485,0.456,0.406]", "[0.229,0.224,0.225]"));
+        assert_eq!(facts["from"], "assumed");
     }
 }

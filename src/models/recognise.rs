@@ -7,8 +7,8 @@ use crate::models::model::{Architecture, Checkpoint, Model};
 use crate::models::textual_inversion::{self, Learned};
 use crate::models::tokenizer::Tokenizer;
 use crate::models::{
-    autoencoder_kl, class_tokens, clip_text, convnext, deeplab, densenet, efficientnet, inception, monai_autoencoder, monai_unet, resnet, single_file,
-    smp_unet, squeezenet, swin, taesd, taesd_part, unet_2d, unet_2d_condition, vit, vq_model,
+    autoencoder_kl, autoencoder_tiny, class_tokens, clip_text, convnext, deeplab, densenet, efficientnet, inception, monai_autoencoder, monai_unet, resnet,
+    single_file, smp_unet, squeezenet, swin, taesd, taesd_part, unet_2d, unet_2d_condition, vit, vq_model, wrapper,
 };
 use crate::weights::{Config, Store};
 
@@ -25,6 +25,7 @@ pub static ARCHITECTURES: &[&Architecture] = &[
     &single_file::SDXL,
     &single_file::SDXL_REFINER,
     &autoencoder_kl::ARCHITECTURE,
+    &autoencoder_tiny::ARCHITECTURE,
     &monai_unet::ARCHITECTURE,
     &monai_autoencoder::ARCHITECTURE,
     &vq_model::ARCHITECTURE,
@@ -96,7 +97,8 @@ impl Found {
                 Err(Error::new(Kind::Usage, path.display().to_string(), format!("is a {}, expected a model", self.name())))
             }
             Found::Unknown { path } => {
-                let fact = format!("its tensors are of no known architecture, expected a config.json beside them, or one of: {}", supported());
+                let names = Store::open(path).map(|store| beginnings(&store)).unwrap_or_default();
+                let fact = format!("its tensors ({names}) are of no known architecture, expected a config.json beside them, or one of: {}", supported());
                 Err(Error::new(Kind::Weights, path.display().to_string(), fact))
             }
         }
@@ -111,19 +113,20 @@ pub fn load(path: &Path) -> Result<Box<dyn Model>> {
 /// Reads configurations and tensor names. Fails where a configuration names what is not supported.
 pub fn recognise(path: &Path) -> Result<Found> {
     let is_config = path.extension().is_some_and(|e| e == "json") && !path.to_string_lossy().ends_with(".index.json");
-    let path = if is_config { path.parent().unwrap_or(Path::new("")) } else { path };
+    let path = if is_config { path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")) } else { path };
     let index = path.join("model_index.json");
     if index.is_file() {
         let class = Config::read(&index)?.text("_class_name", None)?;
         return Ok(Found::Pipeline { folder: path.to_path_buf(), class });
     }
-    let config_path = path.join("config.json");
-    if config_path.exists() {
-        let config = Config::read(&config_path)?;
-        return match ARCHITECTURES.iter().find(|row| (row.is_config)(&config)) {
-            Some(architecture) => Ok(Found::Model { architecture, checkpoint: Checkpoint { path: path.to_path_buf(), config: Some(config) } }),
-            None => Err(unknown_config(&config)),
-        };
+    let beside = if path.is_dir() { path.join("config.json") } else { path.with_file_name("config.json") };
+    let config = beside.is_file().then(|| Config::read(&beside)).transpose()?;
+    if path.is_dir()
+        && let Some(config) = config
+    {
+        let architecture = by_config(&config).ok_or_else(|| unknown_config(&config))?;
+        let wrapper = Store::open(path).ok().and_then(|store| wrapper_of(architecture, &store)).unwrap_or_default();
+        return Ok(Found::Model { architecture, checkpoint: Checkpoint { path: path.to_path_buf(), config: Some(config), wrapper } });
     }
     if Tokenizer::is_in(path) {
         return Ok(Found::Tokenizer { folder: path.to_path_buf() });
@@ -131,17 +134,56 @@ pub fn recognise(path: &Path) -> Result<Found> {
     if let Some(file) = textual_inversion::file_in(path) {
         return Ok(Found::TextualInversion { path: file });
     }
-    let found = |architecture| Found::Model { architecture, checkpoint: Checkpoint { path: path.to_path_buf(), config: None } };
     if let Some(architecture) = ARCHITECTURES.iter().find(|row| (row.is_path)(path)) {
-        return Ok(found(architecture));
+        return Ok(Found::Model { architecture, checkpoint: Checkpoint { path: path.to_path_buf(), config: None, wrapper: String::new() } });
     }
     let store = Store::open(path)?;
-    Ok(match ARCHITECTURES.iter().find(|row| (row.is_tensors)(&store)) {
-        Some(architecture) => found(architecture),
-        None if class_tokens::is_store(&store) => Found::ClassTokens { path: path.to_path_buf() },
-        None if Learned::is_store(&store) => Found::TextualInversion { path: path.to_path_buf() },
+    let config = config.map_or_else(|| noted_config(&store), |config| Ok(Some(config)))?;
+    Ok(by_tensors(path, &store, config))
+}
+
+/// The architecture that a configuration is of.
+fn by_config(config: &Config) -> Option<&'static Architecture> {
+    ARCHITECTURES.iter().find(|row| (row.is_config)(config)).copied()
+}
+
+/// What a single file is. A configuration that happens to lie beside it counts where its names are of that architecture or of none.
+fn by_tensors(path: &Path, store: &Store, config: Option<Config>) -> Found {
+    let model = |architecture, config, wrapper| Found::Model { architecture, checkpoint: Checkpoint { path: path.to_path_buf(), config, wrapper } };
+    let known = ARCHITECTURES.iter().find(|row| (row.is_tensors)(store)).map(|row| (*row, String::new()));
+    let known = known.or_else(|| {
+        let is_known = |inner: &Store| ARCHITECTURES.iter().any(|row| (row.is_tensors)(inner));
+        let wrapper = wrapper::find(store, is_known)?;
+        let inner = store.under(&wrapper);
+        ARCHITECTURES.iter().find(|row| (row.is_tensors)(&inner)).map(|row| (*row, wrapper))
+    });
+    if let Some(config) = config
+        && let Some(told) = by_config(&config)
+    {
+        match wrapper_of(told, store) {
+            Some(wrapper) => return model(told, Some(config), wrapper),
+            None if known.is_none() => return model(told, Some(config), String::new()),
+            None => {}
+        }
+    }
+    match known {
+        Some((architecture, wrapper)) => model(architecture, None, wrapper),
+        None if class_tokens::is_store(store) => Found::ClassTokens { path: path.to_path_buf() },
+        None if Learned::is_store(store) => Found::TextualInversion { path: path.to_path_buf() },
         None => Found::Unknown { path: path.to_path_buf() },
-    })
+    }
+}
+
+/// What stands before the names of `architecture` in `store`; None: they are not its.
+fn wrapper_of(architecture: &Architecture, store: &Store) -> Option<String> {
+    if (architecture.is_tensors)(store) { Some(String::new()) } else { wrapper::find(store, |inner| (architecture.is_tensors)(inner)) }
+}
+
+/// The architecture that a training script noted beside the state dict, as timm's and PyTorch's examples do, as a configuration.
+fn noted_config(store: &Store) -> Result<Option<Config>> {
+    let Some(architecture) = store.metadata().get("arch") else { return Ok(None) };
+    let text = serde_json::json!({ "architecture": architecture }).to_string();
+    Config::parse(&text, &format!("{}: arch", store.place())).map(Some)
 }
 
 fn unknown_config(config: &Config) -> Error {
@@ -152,6 +194,15 @@ fn unknown_config(config: &Config) -> Error {
         }
     }
     Error::new(Kind::Config, config.place(), format!("no _class_name, architecture or model_type, expected one of: {}", supported()))
+}
+
+/// The first parts of the names, for an error.
+fn beginnings(store: &Store) -> String {
+    let mut firsts: Vec<String> = store.names().map(|name| name.split('.').next().unwrap_or(name).chars().take(40).collect()).collect();
+    firsts.dedup();
+    let more = if firsts.len() > 6 { ", ..." } else { "" };
+    firsts.truncate(6);
+    firsts.join(", ") + more
 }
 
 /// The architectures in words.

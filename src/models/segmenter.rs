@@ -60,12 +60,8 @@ impl Model for Segmenter {
 
     fn facts(&self) -> Vec<(&'static str, Value)> {
         let p = &self.preprocess;
-        let preprocess = json!({
-            "interpolation": p.interpolation, "crop_pct": p.crop_pct, "crop_mode": p.crop_mode, "mean": p.mean, "std": p.std,
-            "from": if p.assumed { "assumed" } else { "config.json" },
-        });
         let mut facts =
-            vec![("family", json!(self.family)), ("num_classes", json!(self.num_classes)), ("input_size", json!(p.input_size)), ("preprocess", preprocess)];
+            vec![("family", json!(self.family)), ("num_classes", json!(self.num_classes)), ("input_size", json!(p.input_size)), ("preprocess", p.facts())];
         facts.extend(self.network.facts());
         facts
     }

@@ -41,7 +41,7 @@ fn load_text_encoder(part: LdmPart) -> Result<Box<dyn Model>> {
 
 impl SingleFile {
     pub fn load(checkpoint: &Checkpoint) -> Result<SingleFile> {
-        let parts = ldm::parts(&Store::open(&checkpoint.path)?)?;
+        let parts = ldm::parts(&checkpoint.store()?)?;
         let mut dropped = parts.dropped;
         let mut load = |part: Option<LdmPart>, loader: Loader| -> Result<Option<Box<dyn Model>>> {
             let model = part.map(loader).transpose()?;

@@ -255,7 +255,8 @@ fn load(config: Option<&Config>, scope: &Scope) -> Result<Classifier> {
     let patches = Conv2d::as_stored(&conv, 3, patch).unpadded();
     let mut width = patches.outputs();
     let patch_norm = LayerNorm::load(&scope.child(names.patch_norm), width, EPS);
-    let size = timm.as_ref().filter(|_| !names.is_torchvision).map(|c| arguments.img_size.unwrap_or(c.preprocess.input_size));
+    let told = timm.as_ref().filter(|_| !names.is_torchvision);
+    let size = told.and_then(|c| arguments.img_size.or((!c.preprocess.assumed).then_some(c.preprocess.input_size)));
     let mut grid = size.map(|size| size.map(|side| side / patch));
     let mut stages = Vec::new();
     for at in 0..STAGES {

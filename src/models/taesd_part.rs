@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use crate::base::Result;
-use crate::models::model::{Architecture, Component, Inputs, Model, Output, Port};
+use crate::models::model::{Architecture, Autoencoder, Component, Inputs, Model, Output, Port};
 use crate::models::taesd::{Part, Sequential};
 use crate::plan::Tape;
 use crate::weights::{Scope, Store};
@@ -67,6 +67,11 @@ impl Model for TaesdPart {
             Component::VaeEncoder => vec![Output::image("latents", self.layers.encode(t, inputs.get("sample")?)?)],
             _ => vec![Output::image("sample", self.layers.decode(t, inputs.get("latents")?)?)],
         })
+    }
+
+    fn autoencoder(&self) -> Option<Autoencoder> {
+        let latent_channels = if self.part == Part::Encoder { self.layers.outputs } else { self.layers.inputs };
+        Some(Autoencoder { latent_channels, downscale: self.layers.factor, scaling_factor: None, shift_factor: 0.0, pixel_range: [0.0, 1.0] })
     }
 }
 

@@ -497,7 +497,10 @@ fn average(scope: &Scope, names: &Names, timm: Option<&TimmConfig>) -> Result<bo
 }
 
 /// Parts of a name whose networks are built otherwise.
-const OTHERS: [&str; 14] = ["siglip", "radio", "_xp_", "18x2", "36x1", "rpn", "_map_", "tips", "intern", "so400m", "relpos", "sam", "hybrid", "dlittle"];
+const OTHERS: [&str; 23] = [
+    "siglip", "radio", "_xp_", "18x2", "36x1", "rpn", "_map_", "tips", "intern", "so400m", "relpos", "sam", "hybrid", "dlittle", "rope", "dinov3", "_mci_",
+    "sapiens", "lingbot", "_r50_", "_r26_", "_r_s16", "_pe_",
+];
 
 fn is_vit(name: &str) -> bool {
     let family = [
@@ -565,5 +568,6 @@ mod tests {
     fn other_networks_of_the_same_file_are_left_alone() {
         assert!(is_vit("vit_small_patch14_reg4_dinov2") && is_vit("deit_tiny_distilled_patch16_224"));
         assert!(!is_vit("vit_base_patch16_siglip_224") && !is_vit("vit_small_patch16_18x2_224") && !is_vit("vit_relpos_small_patch16_224"));
+        assert!(!is_vit("vit_small_patch16_dinov3") && !is_vit("vit_base_r50_s16_224") && !is_vit("vit_betwixt_patch16_rope_reg4_gap_256"));
     }
 }

@@ -8,12 +8,12 @@
 use rayon::prelude::*;
 
 use crate::base::{DType, Result, Tolerance};
-use crate::ops::ELEM;
 use crate::ops::activation::exp;
 use crate::ops::matmul::Product;
+use crate::ops::{ELEM, TILE_64, TILE_STORE};
 use crate::params;
 use crate::plan::card::grid_1d;
-use crate::plan::{Case, CaseInput, Cost, Op, StepView, Tape, Tensor, TwinCall, Variant};
+use crate::plan::{Case, CaseInput, Cost, Machine, Op, StepView, Tape, Tensor, TwinCall, Variant};
 
 params! {
     pub struct Params {
@@ -47,6 +47,7 @@ pub static OP: Op = Op {
             name: "direct",
             source: &[ELEM, include_str!("../../shaders/attention.wgsl")],
             workgroup: 64,
+            meant_for: Machine::Any,
             constants: |_| vec![],
             accepts: |_| true,
             grid: |s| {
@@ -58,6 +59,7 @@ pub static OP: Op = Op {
             name: "rows",
             source: &[ELEM, include_str!("../../shaders/attention_rows.wgsl")],
             workgroup: 32,
+            meant_for: Machine::Any,
             constants: |_| vec![],
             accepts: |s| {
                 let p: Params = s.params();
@@ -66,6 +68,21 @@ pub static OP: Op = Op {
             grid: |s| {
                 let p: Params = s.params();
                 [p.queries.div_ceil(32), p.batch * p.heads, 1]
+            },
+        },
+        Variant {
+            name: "shared",
+            source: &[ELEM, TILE_64, TILE_STORE, include_str!("../../shaders/attention_shared.wgsl")],
+            workgroup: 256,
+            meant_for: Machine::Hardware,
+            constants: |_| vec![],
+            accepts: |s| {
+                let p: Params = s.params();
+                p.head_dim.is_multiple_of(4) && p.queries >= 8 && p.batch * p.heads <= 65_535
+            },
+            grid: |s| {
+                let p: Params = s.params();
+                [p.queries.div_ceil(64), p.batch * p.heads, p.head_dim.div_ceil(64)]
             },
         },
     ],
@@ -233,12 +250,19 @@ fn cases() -> Vec<Case> {
         biased("bias_many_keys", 6, 70, 600, 2, 40, [3, 2]).without_golden(),
         biased("bias_head_512", 2, 33, 130, 1, 512, [2, 1]).without_golden(),
         case("many_keys", 1, 70, 600, 2, 40).without_golden(),
+        case("head_80", 2, 130, 77, 3, 80).without_golden(),
+        case("head_160", 1, 64, 64, 2, 160).without_golden(),
         case("head_512", 1, 33, 65, 1, 512).without_golden(),
     ]
 }
 
 fn bench() -> Vec<Case> {
-    vec![case("unet_64x6x32", 8, 64, 64, 6, 32), case("sd_1024x8x40", 1, 1024, 1024, 8, 40)]
+    vec![
+        case("unet_64x6x32", 8, 64, 64, 6, 32),
+        case("sd_1024x8x40", 1, 1024, 1024, 8, 40),
+        case("sd_4096x8x40", 1, 4096, 4096, 8, 40),
+        case("sd_1024x8x80", 2, 1024, 1024, 8, 80),
+    ]
 }
 
 #[cfg(test)]

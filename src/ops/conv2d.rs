@@ -6,10 +6,10 @@
 use rayon::prelude::*;
 
 use crate::base::{DType, Result, Tolerance};
-use crate::ops::matmul::{Product, column_lanes, rows_per_task};
-use crate::ops::{ELEM, LINEAR_INDEX};
+use crate::ops::matmul::{Product, column_lanes, fills_the_device, rows_per_task};
+use crate::ops::{ELEM, LINEAR_INDEX, TILE_64, TILE_128, TILE_STORE};
 use crate::params;
-use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Op, StepView, Tape, Tensor, TwinCall, Variant};
+use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Machine, Op, StepView, Tape, Tensor, TwinCall, Variant};
 
 params! {
     pub struct Params {
@@ -79,6 +79,7 @@ pub static OP: Op = Op {
             name: "tiled",
             source: &[ELEM, include_str!("../../shaders/conv2d_tiled.wgsl")],
             workgroup: 16,
+            meant_for: Machine::Any,
             constants: |s| vec![("WG", f64::from(column_lanes(s.params::<Params>().out_c)))],
             accepts: |s| {
                 let p: Params = s.params();
@@ -90,8 +91,43 @@ pub static OP: Op = Op {
                 [p.out_w.div_ceil(TILE_PIXELS), p.batch * p.out_h, p.out_c.div_ceil(4 * column_lanes(p.out_c))]
             },
         },
+        Variant {
+            name: "shared_64",
+            source: &[ELEM, TILE_64, TILE_STORE, SHARED],
+            workgroup: 256,
+            meant_for: Machine::Hardware,
+            constants: |_| vec![],
+            accepts: accepts_shared,
+            grid: |s| shared_grid(s, 64),
+        },
+        Variant {
+            name: "shared_128",
+            source: &[ELEM, TILE_128, TILE_STORE, SHARED],
+            workgroup: 256,
+            meant_for: Machine::Hardware,
+            constants: |_| vec![],
+            accepts: |s| accepts_shared(s) && fills_the_device(shared_grid(s, 128)),
+            grid: |s| shared_grid(s, 128),
+        },
     ],
 };
+
+const SHARED: &str = include_str!("../../shaders/conv2d_shared.wgsl");
+
+/// Both tile sizes add along K in the same order, so the size may depend on the batch: a pixel's bits do not.
+fn accepts_shared(s: &StepView) -> bool {
+    let p: Params = s.params();
+    p.groups == 1 && p.in_c.is_multiple_of(4) && p.out_c.is_multiple_of(4) && pixels(&p).div_ceil(64) <= 65_535
+}
+
+fn shared_grid(s: &StepView, tile: u32) -> [u32; 3] {
+    let p: Params = s.params();
+    [p.out_c.div_ceil(tile), pixels(&p).div_ceil(tile), 1]
+}
+
+fn pixels(p: &Params) -> u32 {
+    p.batch.saturating_mul(p.out_h).saturating_mul(p.out_w)
+}
 
 impl Tape {
     /// Convolution of `x` `[N, H, W, I]` with `weight` `[KH, KW, I/G, O]`.
@@ -233,6 +269,9 @@ fn cases() -> Vec<Case> {
         case("unet_in", [2, 65, 16, 16], [96, 65, 3, 3], true, same).without_golden(),
         case("unet_block", [2, 96, 16, 16], [192, 96, 3, 3], true, same).without_golden(),
         case("wide", [1, 16, 3, 300], [68, 16, 3, 3], true, same).without_golden(),
+        case("many_tiles", [2, 4, 131, 127], [132, 4, 3, 3], true, same).without_golden(),
+        case("many_strided_tiles", [3, 12, 200, 121], [136, 12, 5, 2], true, Conv2d { stride: [1, 2], padding: [2, 1, 0, 3], dilation: [2, 1], groups: 1 })
+            .without_golden(),
     ]
 }
 
@@ -243,7 +282,11 @@ fn bench() -> Vec<Case> {
         case("unet_192x8x8", [8, 192, 8, 8], [192, 192, 3, 3], true, same),
         case("unet_384to192x8x8", [8, 384, 8, 8], [192, 384, 3, 3], true, same),
         case("taesd_64x64x64", [1, 64, 64, 64], [64, 64, 3, 3], true, same),
-        case("sd_320x64x64", [1, 320, 64, 64], [320, 320, 3, 3], true, same),
+        case("sd_320x64x64", [2, 320, 64, 64], [320, 320, 3, 3], true, same),
+        case("sd_640x32x32", [2, 640, 32, 32], [640, 640, 3, 3], true, same),
+        case("sd_1280x16x16", [2, 1280, 16, 16], [1280, 1280, 3, 3], true, same),
+        case("sd_1280x8x8", [2, 1280, 8, 8], [1280, 1280, 3, 3], true, same),
+        case("sd_vae_128x256x256", [1, 128, 256, 256], [128, 128, 3, 3], true, same),
     ]
 }
 

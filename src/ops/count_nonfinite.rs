@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use crate::base::{DType, Result, Tolerance};
 use crate::ops::{ELEM, TREE_U32};
 use crate::params;
-use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Op, StepView, Tape, Tensor, TwinCall, Variant};
+use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Machine, Op, StepView, Tape, Tensor, TwinCall, Variant};
 
 params! {
     pub struct Params {
@@ -28,6 +28,7 @@ pub static OP: Op = Op {
         name: "direct",
         source: &[ELEM, TREE_U32, include_str!("../../shaders/count_nonfinite.wgsl")],
         workgroup: 256,
+        meant_for: Machine::Any,
         constants: |_| vec![],
         accepts: |_| true,
         grid: |_| [1, 1, 1],

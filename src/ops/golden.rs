@@ -39,6 +39,7 @@ pub static FILES: &[(&str, &[u8])] = goldens![
     "resize_bilinear",
     "slice",
     "softmax",
+    "solver_step",
     "tensor_to_image",
     "threshold_quantile",
     "timestep_embedding",

@@ -5,9 +5,9 @@
 use rayon::prelude::*;
 
 use crate::base::{DType, Result, Tolerance};
-use crate::ops::{ELEM, LINEAR_INDEX};
+use crate::ops::{ELEM, LINEAR_INDEX, TILE_64, TILE_128, TILE_STORE};
 use crate::params;
-use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Op, StepView, Tape, Tensor, TwinCall, Variant};
+use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Machine, Op, StepView, Tape, Tensor, TwinCall, Variant};
 
 params! {
     pub struct Params {
@@ -44,6 +44,7 @@ pub static OP: Op = Op {
             name: "tiled",
             source: &[ELEM, include_str!("../../shaders/matmul_tiled.wgsl")],
             workgroup: 16,
+            meant_for: Machine::Any,
             constants: |s| vec![("WG", f64::from(column_lanes(s.params::<Params>().n)))],
             accepts: |s| {
                 let p: Params = s.params();
@@ -54,8 +55,44 @@ pub static OP: Op = Op {
                 [p.m.div_ceil(TILE_M as u32), p.n.div_ceil(4 * column_lanes(p.n)), p.batch]
             },
         },
+        Variant {
+            name: "shared_64",
+            source: &[ELEM, TILE_64, TILE_STORE, SHARED],
+            workgroup: 256,
+            meant_for: Machine::Hardware,
+            constants: |_| vec![],
+            accepts: accepts_shared,
+            grid: |s| shared_grid(s, 64),
+        },
+        Variant {
+            name: "shared_128",
+            source: &[ELEM, TILE_128, TILE_STORE, SHARED],
+            workgroup: 256,
+            meant_for: Machine::Hardware,
+            constants: |_| vec![],
+            accepts: |s| accepts_shared(s) && fills_the_device(shared_grid(s, 128)),
+            grid: |s| shared_grid(s, 128),
+        },
     ],
 };
+
+const SHARED: &str = include_str!("../../shaders/matmul_shared.wgsl");
+
+/// Both tile sizes add along K in the same order, so the size may depend on the batch: a row's bits do not.
+fn accepts_shared(s: &StepView) -> bool {
+    let p: Params = s.params();
+    p.k.is_multiple_of(4) && p.n.is_multiple_of(4) && p.m >= 4 && p.batch <= 65_535 && p.m.div_ceil(64) <= 65_535
+}
+
+fn shared_grid(s: &StepView, tile: u32) -> [u32; 3] {
+    let p: Params = s.params();
+    [p.n.div_ceil(tile), p.m.div_ceil(tile), p.batch]
+}
+
+/// Whether there are workgroups for two on each compute unit of a large device. Fewer: smaller tiles are faster.
+pub(crate) fn fills_the_device(grid: [u32; 3]) -> bool {
+    grid.into_iter().map(u64::from).product::<u64>() >= 256
+}
 
 impl Tape {
     /// x w + bias over the last axis of `x` `[..., K]`; w `[K, N]`, bias `[N]`; result `[..., N]`.
@@ -207,6 +244,7 @@ fn cases() -> Vec<Case> {
         linear_case("large", &[130, 192], 200, true).without_golden(),
         linear_case("deep", &[9, 2048], 68, false).without_golden(),
         batched_case("batched_large", 4, 65, 64, 132).without_golden(),
+        linear_case("many_tiles", &[1, 2100, 20], 2052, true).without_golden(),
     ]
 }
 
@@ -215,6 +253,8 @@ fn bench() -> Vec<Case> {
         batched_case("512x512x512", 1, 512, 512, 512),
         linear_case("qkv_512x192", &[8, 64, 192], 192, true),
         batched_case("1024x1024x1024", 1, 1024, 1024, 1024),
+        batched_case("2048x2048x2048", 1, 2048, 2048, 2048),
+        linear_case("sd_4096x320to1280", &[2, 4096, 320], 1280, true),
     ]
 }
 

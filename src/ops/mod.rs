@@ -27,6 +27,7 @@ pub mod repeat;
 pub mod resize_bilinear;
 pub mod slice;
 pub mod softmax;
+pub mod solver_step;
 pub mod tensor_to_image;
 pub mod threshold_quantile;
 pub mod timestep_embedding;
@@ -46,6 +47,11 @@ pub(crate) const EXPONENTIAL: &str = include_str!("../../shaders/lib/exponential
 pub(crate) const TREE_F32: &str = include_str!("../../shaders/lib/tree_f32.wgsl");
 /// WGSL fragment: integer sum and minimum over a workgroup.
 pub(crate) const TREE_U32: &str = include_str!("../../shaders/lib/tree_u32.wgsl");
+
+/// WGSL fragments: products of 64 x 64 and of 128 x 128 values in workgroup memory, with one interface; `TILE_STORE` fills either.
+pub(crate) const TILE_64: &str = include_str!("../../shaders/lib/tile_64.wgsl");
+pub(crate) const TILE_128: &str = include_str!("../../shaders/lib/tile_128.wgsl");
+pub(crate) const TILE_STORE: &str = include_str!("../../shaders/lib/tile_store.wgsl");
 
 /// Every op. A test holds this list against the shader files, the modules and the goldens.
 pub static ALL: &[&Op] = &[
@@ -73,6 +79,7 @@ pub static ALL: &[&Op] = &[
     &resize_bilinear::OP,
     &slice::OP,
     &softmax::OP,
+    &solver_step::OP,
     &tensor_to_image::OP,
     &threshold_quantile::OP,
     &timestep_embedding::OP,

@@ -10,7 +10,7 @@ use crate::base::{DType, Result, Tolerance};
 use crate::ops::{ELEM, LINEAR_INDEX};
 use crate::params;
 use crate::plan::card::grid_1d;
-use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Op, StepView, Tape, Tensor, TwinCall, Variant};
+use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Machine, Op, StepView, Tape, Tensor, TwinCall, Variant};
 
 params! {
     pub struct Params {
@@ -35,6 +35,7 @@ pub static OP: Op = Op {
         name: "per_vector",
         source: &[ELEM, LINEAR_INDEX, include_str!("../../shaders/nearest_row.wgsl")],
         workgroup: 64,
+        meant_for: Machine::Any,
         constants: |_| vec![],
         accepts: |_| true,
         grid: |s| grid_1d(s.params::<Params>().len as usize, 64),

@@ -10,7 +10,7 @@ use crate::base::{DType, Result, Tolerance};
 use crate::ops::{ELEM, LINEAR_INDEX};
 use crate::params;
 use crate::plan::card::grid_1d;
-use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Op, StepView, Tape, Tensor, TwinCall, Variant};
+use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Machine, Op, StepView, Tape, Tensor, TwinCall, Variant};
 
 params! {
     pub struct Params {
@@ -99,6 +99,7 @@ pub static OP: Op = Op {
             name: "whole",
             source: &[ELEM, include_str!("../../shaders/pool2d_whole.wgsl")],
             workgroup: 64,
+            meant_for: Machine::Any,
             constants: |_| vec![],
             accepts: |s| s.params::<Params>().whole != 0,
             grid: |s| grid_1d(s.inputs[0][0] * s.output.last().div_ceil(WHOLE_CHANNELS), 1),
@@ -266,7 +267,7 @@ mod tests {
     fn a_whole_image_takes_the_whole_variant() {
         for case in cases() {
             let (tape, _) = crate::ops::case::record(&case).unwrap();
-            let chosen = tape.view(&tape.steps()[0], |view| OP.choose(view).map(|v| v.name));
+            let chosen = tape.view(&tape.steps()[0], |view| OP.choose(view, Machine::Any).map(|v| v.name));
             assert_eq!(chosen, Some(if case.name.starts_with("global") { "whole" } else { "direct" }), "{}", case.name);
         }
     }

@@ -9,7 +9,7 @@ use crate::ops::binary::{larger, smaller};
 use crate::ops::{ELEM, LINEAR_INDEX, NAN};
 use crate::params;
 use crate::plan::card::grid_1d;
-use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Op, StepView, Tape, Tensor, TwinCall, Variant};
+use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Machine, Op, StepView, Tape, Tensor, TwinCall, Variant};
 
 params! {
     pub struct Params {
@@ -54,6 +54,7 @@ pub static OP: Op = Op {
             name: "tree",
             source: &[ELEM, NAN, REDUCTION, include_str!("../../shaders/reduce_tree.wgsl")],
             workgroup: 64,
+            meant_for: Machine::Any,
             constants: |_| vec![],
             // Long rows of few neighbours: one invocation per result would leave the device idle, with loads far apart.
             accepts: |s| {

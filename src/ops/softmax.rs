@@ -8,7 +8,7 @@ use crate::base::{DType, Result, Tolerance};
 use crate::ops::{ELEM, TREE_F32};
 use crate::params;
 use crate::plan::card::grid_1d;
-use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Op, StepView, Tape, Tensor, TwinCall, Variant};
+use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Machine, Op, StepView, Tape, Tensor, TwinCall, Variant};
 
 params! {
     pub struct Params {
@@ -30,6 +30,7 @@ pub static OP: Op = Op {
         name: "direct",
         source: &[ELEM, TREE_F32, include_str!("../../shaders/softmax.wgsl")],
         workgroup: 64,
+        meant_for: Machine::Any,
         constants: |_| vec![],
         accepts: |_| true,
         grid: |s| grid_1d(s.params::<Params>().rows as usize, 1),

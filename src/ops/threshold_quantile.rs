@@ -11,7 +11,7 @@ use crate::ops::ddim_step::{Coefficients, DDIM, DdimStep, PredictionType, guided
 use crate::ops::{ELEM, TREE_U32};
 use crate::params;
 use crate::plan::card::grid_1d;
-use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Op, StepView, Tape, Tensor, TwinCall, Variant};
+use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Machine, Op, StepView, Tape, Tensor, TwinCall, Variant};
 
 params! {
     pub struct Params {
@@ -45,6 +45,7 @@ pub static OP: Op = Op {
         name: "direct",
         source: &[ELEM, TREE_U32, DDIM, include_str!("../../shaders/threshold_quantile.wgsl")],
         workgroup: 256,
+        meant_for: Machine::Any,
         constants: |_| vec![],
         accepts: |_| true,
         grid: |s| grid_1d(s.output[0], 1),

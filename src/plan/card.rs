@@ -178,12 +178,30 @@ pub struct Variant {
     pub accepts: fn(&StepView) -> bool,
     /// Workgroups to dispatch.
     pub grid: fn(&StepView) -> [u32; 3],
+    /// Where this variant is worth more than the ones before it.
+    pub meant_for: Machine,
+}
+
+/// The machines on which a variant is chosen. Every variant is correct on all of them and proved there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Machine {
+    Any,
+    /// Workgroup memory is a memory of its own. On software Vulkan it is the host's, and a barrier cuts the kernel into loops.
+    Hardware,
 }
 
 impl Variant {
-    /// The readable kernel of most ops: one invocation per element of the result, in workgroups of 64 of a `grid_1d` grid.
+    /// The readable kernel of most ops: one invocation per element of the result, in workgroups of 256 of a `grid_1d` grid.
     pub const fn per_element(source: &'static [&'static str]) -> Variant {
-        Variant { name: "direct", source, workgroup: 64, constants: |_| Vec::new(), accepts: |_| true, grid: |s| grid_1d(s.output.numel(), 64) }
+        Variant {
+            name: "direct",
+            source,
+            workgroup: 256,
+            constants: |_| vec![("WG", 256.0)],
+            accepts: |_| true,
+            grid: |s| grid_1d(s.output.numel(), 256),
+            meant_for: Machine::Any,
+        }
     }
 }
 
@@ -204,9 +222,15 @@ pub struct Op {
 }
 
 impl Op {
-    /// The variant that runs a step: the last one that accepts its shapes.
-    pub fn choose(&self, view: &StepView) -> Option<&'static Variant> {
-        self.variants.iter().rev().find(|v| (v.accepts)(view))
+    /// The variant that runs a step: the last one that accepts its shapes and is meant for the machine.
+    pub fn choose(&self, view: &StepView, machine: Machine) -> Option<&'static Variant> {
+        self.variants.iter().rev().find(|v| (v.meant_for == Machine::Any || v.meant_for == machine) && (v.accepts)(view))
+    }
+}
+
+impl std::fmt::Debug for Variant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
     }
 }
 

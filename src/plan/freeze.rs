@@ -4,19 +4,23 @@
 use std::fmt::Write as _;
 
 use crate::base::{Error, Kind, Result};
+use crate::plan::card::{Machine, Variant};
 use crate::plan::tape::{Step, Tape, Tensor, TensorKind};
 
-/// Largest sizes that a device takes, in bytes.
+/// Largest sizes that a device takes, in bytes, and what it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     pub binding_bytes: u64,
     pub buffer_bytes: u64,
     pub workgroups_per_axis: u32,
+    /// For which kernels are chosen.
+    pub machine: Machine,
 }
 
 impl Limits {
     /// The CPU executor: element counts and indices of the ops are 32 bits wide, so 16 GiB a tensor.
-    pub const HOST: Limits = Limits { binding_bytes: u32::MAX as u64 * 4, buffer_bytes: u32::MAX as u64 * 4, workgroups_per_axis: u32::MAX };
+    pub const HOST: Limits =
+        Limits { binding_bytes: u32::MAX as u64 * 4, buffer_bytes: u32::MAX as u64 * 4, workgroups_per_axis: u32::MAX, machine: Machine::Any };
 }
 
 #[derive(Clone, Debug)]
@@ -53,6 +57,8 @@ pub struct Plan {
     pub storage: Vec<Storage>,
     /// Bytes of each slot.
     pub slots: Vec<u64>,
+    /// Per step: the GPU kernel that runs it; `None` where no kernel takes its shapes.
+    pub kernels: Vec<Option<&'static Variant>>,
     /// Per tensor: the step that writes it (0 for inputs and weights) and the last step that reads it.
     pub lifetimes: Vec<(usize, usize)>,
 }
@@ -65,10 +71,12 @@ impl Plan {
             let tensor = found.ok_or_else(|| unknown_tap(&tape, tap))?;
             tape.outputs.push((tap.clone(), tensor));
         }
-        check_limits(&tape, &options.limits)?;
+        let machine = options.limits.machine;
+        let kernels: Vec<_> = tape.steps.iter().map(|step| tape.view(step, |view| step.op.choose(view, machine))).collect();
+        check_limits(&tape, &kernels, &options.limits)?;
         let lifetimes = lifetimes(&tape);
         let kept = kept(&tape);
-        let mut plan = Plan { storage: vec![Storage::Nowhere; tape.tensors.len()], slots: Vec::new(), lifetimes, tape };
+        let mut plan = Plan { storage: vec![Storage::Nowhere; tape.tensors.len()], slots: Vec::new(), kernels, lifetimes, tape };
         plan.assign(&kept, options.alias);
         Ok(plan)
     }
@@ -201,7 +209,7 @@ fn lifetimes(tape: &Tape) -> Vec<(usize, usize)> {
     lifetimes
 }
 
-fn check_limits(tape: &Tape, limits: &Limits) -> Result<()> {
+fn check_limits(tape: &Tape, kernels: &[Option<&'static Variant>], limits: &Limits) -> Result<()> {
     for info in &tape.tensors {
         let bytes = info.shape.bytes();
         let (what, limit) = if bytes > limits.binding_bytes {
@@ -215,8 +223,8 @@ fn check_limits(tape: &Tape, limits: &Limits) -> Result<()> {
             format!("tensor {} needs a {what} of {bytes} bytes, the device takes {limit}; use a smaller batch or image, or the CPU executor", info.shape);
         return Err(Error::new(Kind::Limit, info.place.clone(), fact));
     }
-    for step in &tape.steps {
-        let grid = tape.view(step, |view| step.op.choose(view).map(|v| (v.grid)(view)));
+    for (step, kernel) in tape.steps.iter().zip(kernels) {
+        let grid = kernel.map(|kernel| tape.view(step, |view| (kernel.grid)(view)));
         if let Some(groups) = grid.and_then(|g| g.into_iter().find(|&n| n > limits.workgroups_per_axis)) {
             let fact = format!("{} needs {groups} workgroups along one axis, the device takes {}", step.op.name, limits.workgroups_per_axis);
             return Err(Error::new(Kind::Limit, step.place.clone(), fact));

@@ -6,7 +6,7 @@ pub mod freeze;
 pub mod session;
 pub mod tape;
 
-pub use card::{Case, CaseInput, Cost, Field, Fill, Layout, Op, StepView, TwinCall, Variant};
+pub use card::{Case, CaseInput, Cost, Field, Fill, Layout, Machine, Op, StepView, TwinCall, Variant};
 pub use freeze::{Limits, Options, Plan, Storage};
 pub use session::Session;
 pub use tape::{Step, Tape, Tensor, TensorInfo, TensorKind, Weight};

@@ -1,6 +1,7 @@
 //! A checkpoint's own config.json, read strictly: every field is asked for, and what nobody asked for is an error.
 //! Numbers have bounds, so that a hostile file can't make anybody allocate.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
@@ -38,7 +39,8 @@ impl Config {
 
     /// Parses `text`; `place` names it in errors.
     pub fn parse(text: &str, place: &str) -> Result<Config> {
-        let Object(fields) = serde_json::from_str(text).map_err(|e| Error::new(Kind::Config, place, format!("expected a JSON object: {}", why(&e))))?;
+        let Object(fields) =
+            serde_json::from_str(&infinities_as_texts(text)).map_err(|e| Error::new(Kind::Config, place, format!("expected a JSON object: {}", why(&e))))?;
         Ok(Config { place: place.to_string(), fields, known: RefCell::default() })
     }
 
@@ -299,6 +301,31 @@ impl Config {
     }
 }
 
+/// JSON with `-Infinity`, which Python writes and JSON does not have, as the text "-Infinity".
+fn infinities_as_texts(text: &str) -> Cow<'_, str> {
+    const WORD: &str = "-Infinity";
+    if !text.contains(WORD) {
+        return Cow::Borrowed(text);
+    }
+    // Texts stand between quotes, in which a backslash hides the next character.
+    let (mut out, mut rest, mut in_text) = (String::with_capacity(text.len() + 16), text, false);
+    while let Some(first) = rest.chars().next() {
+        let length = match first {
+            '-' if !in_text && rest.starts_with(WORD) => {
+                out += "\"-Infinity\"";
+                rest = &rest[WORD.len()..];
+                continue;
+            }
+            '\\' if in_text => 1 + rest[1..].chars().next().map_or(0, char::len_utf8),
+            _ => first.len_utf8(),
+        };
+        in_text ^= first == '"';
+        out += &rest[..length];
+        rest = &rest[length..];
+    }
+    Cow::Owned(out)
+}
+
 fn bounds(range: &RangeInclusive<usize>) -> String {
     format!("an integer from {} to {}", range.start(), range.end())
 }
@@ -315,6 +342,18 @@ fn names<T>(choices: &[(&str, T)]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pythons_infinity_is_a_text() {
+        let text = r#"{"a": -Infinity, "b-Infinity": "x \" -Infinity \\", "c": [-Infinity], "d": -1}"#;
+        let want = r#"{"a": "-Infinity", "b-Infinity": "x \" -Infinity \\", "c": ["-Infinity"], "d": -1}"#;
+        assert_eq!(infinities_as_texts(text), want);
+        let config = Config::parse(text, "c").unwrap();
+        assert!(config.number("a", None, -1.0..=1.0).unwrap_err().to_string().contains("\"-Infinity\", expected a number"));
+        for torn in ["{\"a\": -Infinity\\", "-Infinity\"\\", "\"-Infinity\\", "\"\\é-Infinity"] {
+            assert!(Config::parse(torn, "c").is_err());
+        }
+    }
 
     fn config(text: &str) -> Config {
         Config::parse(text, "config.json").unwrap()

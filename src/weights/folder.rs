@@ -19,6 +19,11 @@ const FILE_NAMES: [&str; 9] = [
     "diffusion_pytorch_model.fp16.bin",
     "pytorch_model.fp16.bin",
 ];
+/// Ends of the names of files that a store opens, and of weights in other formats.
+const ENDINGS: [&str; 6] = [".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".th"];
+const ELSEWHERE: [&str; 3] = [".onnx", ".msgpack", ".h5"];
+/// Files with such ends that hold no weights.
+const OF_TRAINING: [&str; 4] = ["training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt"];
 /// Largest index of a split checkpoint, in bytes.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
 
@@ -33,17 +38,24 @@ pub(crate) fn weights_in(folder: &Path) -> Result<PathBuf> {
             return Ok(path);
         }
     }
-    let wanted = format!("expected {} or one of them with .index.json", FILE_NAMES.join(", "));
-    Err(Error::new(Kind::Io, folder.display().to_string(), format!("no weights in this folder, {wanted}{}", other_weights(folder))))
+    let others = others(folder);
+    let readable: Vec<&String> = others.iter().filter(|name| ENDINGS.iter().any(|end| name.ends_with(end)) && !OF_TRAINING.contains(&name.as_str())).collect();
+    if let [one] = readable.as_slice() {
+        return Ok(folder.join(one));
+    }
+    let wanted = format!("expected {}, one of them with .index.json, or one file of another name", FILE_NAMES.join(", "));
+    let names: Vec<String> = others.iter().take(4).map(|name| shorten(name)).collect();
+    let held = if names.is_empty() { String::new() } else { format!("; it holds {}", names.join(", ")) };
+    Err(Error::new(Kind::Io, folder.display().to_string(), format!("no weights in this folder, {wanted}{held}")))
 }
 
-/// Files of a folder that hold weights under another name or in another format, for an error.
-fn other_weights(folder: &Path) -> String {
-    let is_like_weights = |name: &String| [".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".msgpack"].iter().any(|end| name.ends_with(end));
+/// Files of a folder that hold weights under another name or in another format, sorted.
+fn others(folder: &Path) -> Vec<String> {
+    let is_like_weights = |name: &String| ENDINGS.iter().chain(&ELSEWHERE).any(|end| name.ends_with(end));
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries.map(|entry| shorten(&entry.file_name().to_string_lossy())).filter(is_like_weights).take(4).collect();
+    let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).filter(is_like_weights).collect();
     names.sort();
-    if names.is_empty() { String::new() } else { format!("; it holds {}", names.join(", ")) }
+    names
 }
 
 /// The `weight_map` of an index: tensor name to file name.

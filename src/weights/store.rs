@@ -342,7 +342,17 @@ mod tests {
         assert!(error.contains("no weights in this folder, expected diffusion_pytorch_model.safetensors"), "{error}");
         std::fs::write(dir.path().join("weights.onnx"), b"").unwrap();
         let error = Store::open(dir.path()).unwrap_err().to_string();
-        assert!(error.ends_with(".index.json; it holds weights.onnx"), "{error}");
+        assert!(error.ends_with(".index.json, or one file of another name; it holds weights.onnx"), "{error}");
+        for file in ["optimizer.pt", "training_args.bin"] {
+            std::fs::write(dir.path().join(file), b"").unwrap();
+        }
+        std::fs::remove_file(dir.path().join("weights.onnx")).unwrap();
+        let error = Store::open(dir.path()).unwrap_err().to_string();
+        assert!(error.ends_with("or one file of another name; it holds optimizer.pt, training_args.bin"), "{error}");
+        std::fs::write(dir.path().join("best.ckpt"), b"PK").unwrap();
+        assert!(Store::open(dir.path()).unwrap_err().to_string().contains("best.ckpt: zip: no directory"));
+        std::fs::write(dir.path().join("last.ckpt"), b"PK").unwrap();
+        assert!(Store::open(dir.path()).unwrap_err().to_string().contains("it holds best.ckpt, last.ckpt"));
         std::fs::write(dir.path().join("pytorch_model.bin"), b"PK").unwrap();
         assert!(Store::open(dir.path()).unwrap_err().to_string().contains("pytorch_model.bin: zip: no directory"));
         let path = dir.path().join("model.safetensors");

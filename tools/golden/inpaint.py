@@ -1,4 +1,4 @@
-"""Class-conditional latent inpainting with DDIM: the loop, its fixtures and its proof against recorded trajectories.
+"""Class-conditional latent inpainting: the loop with DDIM or another scheduler, its fixtures and its proof against recorded trajectories.
 
 Notation: x_t latents, z0 the image's own latents, hole 1 where to repaint, masked the latents of the image with its hole filled.
 """
@@ -7,9 +7,9 @@ import json
 from dataclasses import dataclass
 
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel, UNet2DModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2DModel
 
-from golden import taesd, unet
+from golden import schedulers, taesd, unet
 from golden.files import Json, Tensors, normal, smooth_image
 
 F = torch.nn.functional
@@ -44,6 +44,8 @@ class Job:
     eta: float
     strength: float
     variance_noise: list
+    # What samples the encoder's posterior: the image's and the masked image's. None: its mode.
+    posterior_noise: tuple | None = None
 
 
 def load(directory):
@@ -70,19 +72,19 @@ def inpaint(model, job):
     hole_latent = F.max_pool2d(job.hole, cell)
     hole = F.interpolate(hole_latent, scale_factor=cell, mode="nearest")
     masked_image = job.image * (1 - hole) + model.index["masked_fill"] * hole
-    z0, masked = model.encoder(job.image) * scale, model.encoder(masked_image) * scale
+    noises = job.posterior_noise or (None, None)
+    z0, masked = (model.encoder(*([image] if noise is None else [image, noise])) * scale for image, noise in zip((job.image, masked_image), noises))
     out = {"image": job.image, "hole": hole, "hole_latent": hole_latent, "masked_image": masked_image, "z0": z0, "masked_latents": masked}
 
-    scheduler.set_timesteps(job.steps)
-    timesteps = scheduler.timesteps[job.steps - int(job.steps * job.strength) :]
-    x = job.noise if job.strength >= 1 else scheduler.add_noise(z0, job.noise, timesteps[:1])
+    timesteps = schedulers.begin(scheduler, job.steps, job.steps - int(job.steps * job.strength))
+    x = job.noise * scheduler.init_noise_sigma if job.strength >= 1 else scheduler.add_noise(z0, job.noise, timesteps[:1])
     for k, t in enumerate(timesteps):
-        uncond, cond = guided(model, x, hole_latent, masked, t, job)
+        uncond, cond = guided(model, scheduler.scale_model_input(x, t), hole_latent, masked, t, job)
         if k == 0:
             out |= {"eps_uncond_0": uncond, "eps_cond_0": cond}
         eps = uncond + job.guidance * (cond - uncond)
-        noise = {"variance_noise": job.variance_noise[k]} if job.eta > 0 else {}
-        x = scheduler.step(eps, t, x, eta=job.eta, **noise).prev_sample
+        with schedulers.float64_steps(lambda: job.variance_noise[k]):
+            x = scheduler.step(eps, t, x, **step_settings(scheduler, job, k)).prev_sample
         if model.index["reimpose_known"]:
             known = scheduler.add_noise(z0, job.noise, timesteps[k + 1 : k + 2]) if k + 1 < len(timesteps) else z0
             x = hole_latent * x + (1 - hole_latent) * known
@@ -90,8 +92,17 @@ def inpaint(model, job):
         if job.eta > 0:
             out[f"variance_noise_{k}"] = job.variance_noise[k]
     decoded = model.decoder(x / scale).clamp(0, 1)
+    if job.posterior_noise:
+        out |= dict(zip(("posterior_noise", "masked_posterior_noise"), job.posterior_noise))
     out |= {"noise": job.noise, "class_labels": job.class_labels.int(), "timesteps": timesteps.int()}
     return out | {"decoded": decoded, "output": decoded * hole + job.image * (1 - hole)}
+
+
+def step_settings(scheduler, job, k):
+    """DDIM alone has eta and takes its noise as an argument."""
+    if not isinstance(scheduler, DDIMScheduler):
+        return {}
+    return {"eta": job.eta} | ({"variance_noise": job.variance_noise[k]} if job.eta > 0 else {})
 
 
 CLASSES = ["bcc", "df", "vasc"]
@@ -125,16 +136,31 @@ def tiny_with_tokens(name, unet_input, classes=None, **index):
     return model, files | {"class_tokens.safetensors": Tensors({"class_tokens": tokens})}
 
 
-def assemble(name, net, unet_files, **settings):
+def kl(name):
+    """Encoder and decoder of an AutoencoderKL between images in [0, 1] and the denoiser's latents before their scale."""
+    count, shift = 4, 0.125
+    model, files = unet.build(
+        name, AutoencoderKL, down_block_types=("DownEncoderBlock2D",) * count, up_block_types=("UpDecoderBlock2D",) * count,
+        block_out_channels=(4,) * count, norm_num_groups=2, latent_channels=LATENT, sample_size=SIZE, shift_factor=shift,
+    )
+
+    def encode(image, noise):
+        posterior = model.encode(2 * image - 1).latent_dist
+        return posterior.mean + posterior.std * noise - shift
+
+    return {"encoder": encode, "decoder": lambda latents: (model.decode(latents + shift).sample + 1) / 2}, files
+
+
+def assemble(name, net, unet_files, vae=None, **settings):
     """The model directory around a UNet."""
-    parts, vae_files = taesd.build(f"{name}/vae", 8, LATENT, True)
+    parts, vae_files = vae or taesd.build(f"{name}/vae", 8, LATENT, True)
     # A short noise range: random weights do not denoise, and a long one would let the latents grow.
     scheduler = DDIMScheduler(beta_start=0.0002, beta_end=0.004, beta_schedule="linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     index = {
         "_class_name": "ClassConditionalInpaint",
         "unet": ["diffusers", type(net).__name__],
         "scheduler": ["diffusers", "DDIMScheduler"],
-        "vae": ["taesd", "TAESD"],
+        "vae": ["diffusers", "AutoencoderKL"] if vae else ["taesd", "TAESD"],
         "image_size": SIZE,
         "scaling_factor": 0.75,
         "class_names": CLASSES,
@@ -165,6 +191,8 @@ def trajectories(name, model, files, walks):
     """The files of models/<name>: the model's directory, and a trajectory for each of `walks`."""
     for file, steps, guidance, eta, strength in walks:
         job = tiny_job(f"{name}/{file}", steps, guidance, eta, strength)
+        if model.index["vae"][1] == "AutoencoderKL":
+            job.posterior_noise = tuple(normal((name, file, part), job.noise.shape) for part in ("posterior_noise", "masked_posterior_noise"))
         mask, dilate_px = job.hole, model.index["dilate_px"]
         job.hole = F.max_pool2d(mask, 2 * dilate_px + 1, stride=1, padding=dilate_px)
         settings = {"steps": str(steps), "guidance": str(guidance), "eta": str(eta), "strength": str(strength)}
@@ -187,7 +215,34 @@ def inpaint_known():
     """Four channels: the UNet sees no mask, what is known is noised again after each step. Classes are tokens and labels."""
     name = "inpaint-known"
     model, files = tiny_with_tokens(name, ["latents"], classes=len(CLASSES) + 1)
-    return trajectories(name, model, files, (("io", 4, 2.5, 0.0, 0.8),))
+    return trajectories(name, model, files, (("io", 4, 2.5, 0.0, 0.8),)) | other_schedulers(name, model)
+
+
+def other_schedulers(name, model):
+    """The same model with each of the other schedulers, which take the betas from its own configuration."""
+    config, walks = json.loads(model.scheduler.to_json_string()), (("", 5, 1.0), ("-strength", 10, 0.6))
+    tensors, settings = {}, {}
+    for scheduler, (make, _) in schedulers.CLASSES.items():
+        pndm = {"skip_prk_steps": True} if scheduler == "pndm" else {}
+        model.scheduler = make.from_config(dict(config), **pndm)
+        for kind, steps, strength in walks:
+            job = tiny_job(f"{name}/schedulers", steps, 2.5, 0.0, strength)
+            # PNDM takes one step more.
+            job.variance_noise = [normal((name, f"variance_noise_{k}"), job.noise.shape) for k in range(steps + 1)]
+            out = inpaint(model, job)
+            tensors |= {f"{scheduler}{kind}/{key}": value for key, value in out.items() if key.startswith("latents_")}
+            tensors[f"{scheduler}{kind}/timesteps"] = model.scheduler.timesteps[-sum(key.startswith("latents_") for key in out) :].double()
+            settings[f"{scheduler}{kind}"] = f"{steps} {strength}"
+    tensors |= {key: out[key] for key in ("image", "hole", "noise", "class_labels")}
+    tensors |= {f"variance_noise_{k}": noise for k, noise in enumerate(job.variance_noise[:6])}
+    return {f"models/{name}/schedulers.safetensors": Tensors(tensors, settings)}
+
+
+def inpaint_posterior():
+    """The latents of image and masked image are samples of an AutoencoderKL's posterior."""
+    name = "inpaint-posterior"
+    model, files = tiny_with_tokens(name, UNET_INPUT, vae=kl(f"{name}/vae"))
+    return trajectories(name, model, files, (("io", 3, 2.0, 0.0, 0.7),))
 
 
 def prove(reference):
@@ -207,4 +262,4 @@ def prove(reference):
         yield path.name, {key: float((ours[key] - value).abs().max() / value.double().pow(2).mean().sqrt()) for key, value in told.items()}
 
 
-FIXTURES = {"models/inpaint-tiny": inpaint_tiny, "models/inpaint-tokens": inpaint_tokens, "models/inpaint-known": inpaint_known}
+FIXTURES = {"models/inpaint-tiny": inpaint_tiny, "models/inpaint-tokens": inpaint_tokens, "models/inpaint-known": inpaint_known, "models/inpaint-posterior": inpaint_posterior}

@@ -414,6 +414,36 @@ def image_to_tensor():
         yield case, {"pixels": bits_as_i32(pixels)}, levels / 255 * scale + shift
 
 
+def solver_step():
+    small = (2, 3, 5, 7)
+    for case, shape, rows, known, variance, slots, scale, clip in (
+        ("no_memory", small, 1, False, False, 1, None, None),
+        ("two_slots", small, 1, False, False, 2, None, None),
+        ("six_slots", (2, 3, 3, 5), 2, False, False, 6, None, None),
+        ("guided", small, 1, False, False, 4, 7.5, None),
+        ("clip", small, 1, False, False, 1, None, 0.25),
+        ("variance", small, 1, False, True, 1, None, None),
+        ("reimpose", small, 1, True, False, 2, None, None),
+        ("row_of_each", (3, 4, 3, 3), 3, True, True, 3, None, None),
+        ("everything", (2, 4, 5, 3), 2, True, True, 4, 7.5, 1.0),
+    ):
+        n, _, height, width = shape
+        outputs = (2 * n if scale else n, *shape[1:])
+        inputs = fill("solver_step", case, model_output=outputs, state=(slots * n, *shape[1:]), z0=shape, noise=shape, variance_noise=shape)
+        inputs["hole"] = uniform(("solver_step", case, "hole"), (n, 1, height, width)).round()
+        inputs["row"] = uniform(("solver_step", case, "row"), (rows, 4 + slots * (slots + 2)), -1.0, 1.0)
+        from_latents, from_output, known_z0, known_noise, *matrix = columns(inputs["row"])
+        state = inputs["state"].chunk(slots)
+        converted = from_latents * state[0] + from_output * guided(inputs["model_output"], scale)
+        if clip:
+            converted = converted.clamp(-clip, clip)
+        read = (*state, converted, inputs["variance_noise"] if variance else torch.zeros(()))
+        y = [sum(a * value for a, value in zip(matrix[s * (slots + 2) :], read)) for s in range(slots)]
+        if known:
+            y[0] = inputs["hole"] * y[0] + (1 - inputs["hole"]) * (known_z0 * inputs["z0"] + known_noise * inputs["noise"])
+        yield case, inputs, torch.cat(y)
+
+
 def tensor_to_image():
     for case, (n, height, width), scale, shift in (
         ("signed", (2, 5, 7), (0.5,) * 3, (0.5,) * 3),
@@ -552,6 +582,7 @@ OPS = (
     resize_bilinear,
     slice,
     softmax,
+    solver_step,
     tensor_to_image,
     threshold_quantile,
     timestep_embedding,

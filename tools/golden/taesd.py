@@ -45,6 +45,16 @@ def encoder(width, latent_channels, pool_branch):
     return nn.Sequential(*layers, nn.Conv2d(width, latent_channels, 3, padding=1))
 
 
+def encoder_by_32(width, latent_channels):
+    """[N, 3, 32h, 32w] in [0, 1] to latents [N, latent_channels, h, w]: taesana. Two strided convolutions stand before the first block."""
+    stem = [nn.Conv2d(3, width // 2, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(width // 2, width, 3, stride=2, padding=1), nn.ReLU()]
+    layers = [*stem, Block(width)]
+    for _ in range(3):
+        layers.append(nn.Conv2d(width, width, 3, stride=2, padding=1, bias=False))
+        layers += [Block(width) for _ in range(BLOCKS_PER_STAGE)]
+    return nn.Sequential(*layers, nn.Conv2d(width, latent_channels, 3, padding=1))
+
+
 def decoder(width, latent_channels, pool_branch):
     """Latents [N, latent_channels, h, w] to [N, 3, 8h, 8w] about [0, 1]."""
     layers = [TanhClamp(), nn.Conv2d(latent_channels, width, 3, padding=1), nn.ReLU()]

@@ -13,6 +13,9 @@ const GUARD: usize = 64;
 /// A NaN with a payload that no kernel computes.
 const POISON: u32 = 0x7fc0_dead;
 
+/// Time under load before the first sample.
+const WARM_UP: Duration = Duration::from_millis(200);
+
 /// One kernel with its inputs on the device.
 pub struct KernelRun {
     gpu: Arc<Gpu>,
@@ -88,18 +91,27 @@ impl KernelRun {
         Ok(values[GUARD..GUARD + self.len].to_vec())
     }
 
-    /// Times the kernel: warms up, then takes samples until `budget` is spent, at least 5 and at most 200.
+    /// Times the kernel: warms up, then takes samples until `budget` is spent, at least 5 (fewer where these would take ten
+    /// times the budget) and at most 200.
     pub fn time(&self, budget: Duration) -> Result<Timing> {
+        self.submit(1, None)?;
+        self.gpu.wait()?;
         let start = Instant::now();
         self.submit(1, None)?;
         self.gpu.wait()?;
         let once = start.elapsed().max(Duration::from_micros(1));
         // A sample repeats the dispatch until it is well above the clock and the submission's own cost.
         let repeats = (Duration::from_millis(5).as_secs_f64() / once.as_secs_f64()).clamp(1.0, 100.0) as u32;
+        // An idle GPU runs at a fifth of its clock (345 of 1980 MHz on an H200) and takes a while to leave it.
+        let warm_up = Instant::now();
+        while warm_up.elapsed() < WARM_UP.min(budget) {
+            self.submit(repeats, None)?;
+            self.gpu.wait()?;
+        }
         let stamps = self.gpu.timestamp_period_ns.map(|period| (self.stamps(), period));
         let mut samples_ms = Vec::new();
         let start = Instant::now();
-        while samples_ms.len() < 5 || (start.elapsed() < budget && samples_ms.len() < 200) {
+        while samples_ms.is_empty() || (samples_ms.len() < 5 && start.elapsed() < 10 * budget) || (start.elapsed() < budget && samples_ms.len() < 200) {
             let sample = Instant::now();
             self.submit(repeats, stamps.as_ref().map(|((set, _), _)| set))?;
             let total_ms = match &stamps {

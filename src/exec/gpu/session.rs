@@ -176,7 +176,7 @@ fn dispatch(gpu: &Gpu, plan: &Plan, s: usize, buffers: &[Option<wgpu::Buffer>], 
     let step = &plan.steps()[s];
     let (kernel, grid) = plan.tape.view(step, |view| {
         let none = || Error::new(Kind::Shape, step.place.clone(), format!("no {} kernel takes these shapes", step.op.name));
-        let variant = step.op.choose(view).ok_or_else(none)?;
+        let variant = plan.kernels[s].ok_or_else(none)?;
         Ok((gpu.kernel(step.op, variant, view)?, (variant.grid)(view)))
     })?;
     let mut entries = vec![wgpu::BindGroupEntry {

@@ -288,7 +288,10 @@ impl<'a> Machine<'a> {
 
     fn push_global(&mut self, module: &str, name: &str) -> Fact<()> {
         let global = globals::find(module, name);
-        let global = global.ok_or_else(|| format!("global `{}`, expected those of tensors and plain containers", shorten(&format!("{module}.{name}"))))?;
+        let global = global.ok_or_else(|| {
+            let name = shorten(&format!("{module}.{name}"));
+            format!("global `{name}`, expected those of tensors and plain containers, as of torch.save(model.state_dict())")
+        })?;
         self.push(Node::Global(global));
         Ok(())
     }

@@ -13,11 +13,32 @@ use crate::weights::torch::pickle::{Node, Ref, Tensor, Tree, words};
 
 /// Names of the state dict in a dict, in the order of preference: averaged weights before those of the last step, as
 /// their own repositories do it.
-const WRAPPERS: [&str; 8] = ["state_dict", "model_state_dict", "params_ema", "params", "model_ema", "model", "net", "module"];
+const WRAPPERS: [&str; 17] = [
+    "state_dict_ema",
+    "ema_state_dict",
+    "model_ema",
+    "params_ema",
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "net_state_dict",
+    "network_state_dict",
+    "params",
+    "model",
+    "net",
+    "network",
+    "module",
+    "weights",
+    "teacher",
+    "student",
+];
 /// What DataParallel and torch.compile put before every name.
 const PREFIXES: [&str; 2] = ["module.", "_orig_mod."];
 /// Deepest nesting of containers in a state dict, and of wrappers.
 const MAX_DEPTH: usize = 16;
+/// What timm's and PyTorch's training scripts call the architecture beside the state dict, and the longest one.
+const ARCHITECTURE: &str = "arch";
+const LONGEST_ARCHITECTURE: usize = 200;
 /// Most tensors and skipped values.
 const MAX_ENTRIES: usize = 1 << 20;
 /// Bytes of a text that is kept, and of its name.
@@ -33,16 +54,24 @@ pub(crate) struct State<'t, 'a> {
     pub skipped: Vec<String>,
     /// Texts at the top of the file, by name.
     pub texts: Vec<(String, String)>,
+    /// What stands beside the state dict as [`ARCHITECTURE`].
+    pub architecture: Option<String>,
 }
 
 /// The model's tensors. An error is a fact that lacks its place.
 pub(crate) fn state<'t, 'a>(tree: &'t Tree<'a>) -> Fact<State<'t, 'a>> {
-    let mut state = State { tensors: Vec::new(), skipped: Vec::new(), texts: Vec::new() };
+    let mut state = State { tensors: Vec::new(), skipped: Vec::new(), texts: Vec::new(), architecture: None };
     let (mut root, mut path) = (tree.root, String::new());
     for _ in 0..MAX_DEPTH {
         let Some((key, below)) = wrapped(tree, root) else { break };
-        let beside = entries(tree, root)?.into_iter().filter(|(name, _)| name != key);
-        state.skipped.extend(beside.map(|(name, value)| format!("{path}{}: {}", shorten(&name), words(&tree.nodes[value]))));
+        for (name, value) in entries(tree, root)?.into_iter().filter(|(name, _)| name != key) {
+            state.skipped.push(format!("{path}{}: {}", shorten(&name), words(&tree.nodes[value])));
+            if let (ARCHITECTURE, &Node::Text(text)) = (name.as_str(), &tree.nodes[value])
+                && text.len() <= LONGEST_ARCHITECTURE
+            {
+                state.architecture = Some(text.to_string());
+            }
+        }
         path = format!("{path}{key}.");
         root = below;
     }
