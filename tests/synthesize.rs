@@ -8,6 +8,7 @@ use naevus::base::{Kind, Result};
 use naevus::diffusion::Scheduler;
 use naevus::diffusion::posterior::Posterior;
 use naevus::diffusion::tiles::Tiles;
+use naevus::driver::conditioning::Conditioning;
 use naevus::driver::dataset::{DataSet, DataSetOptions};
 use naevus::driver::manifest::{self, Record};
 use naevus::driver::run_settings::{Data, Execution, RunSettings, Sampling, Shard};
@@ -61,6 +62,7 @@ impl Bench {
             model_sha256: files::sha256_of(&model_folder).unwrap(),
             model: model_folder,
             dataset_sha256: String::new(),
+            conditioning: Conditioning::default(),
             seed: 5,
             scheduler: "ddim".to_string(),
             steps: 3,

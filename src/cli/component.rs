@@ -21,6 +21,13 @@ pub(crate) struct Part {
     pub(crate) tape: Tape,
 }
 
+impl Part {
+    /// What is no network.
+    pub(crate) fn facts(name: &str, facts: Value) -> Part {
+        Part { name: name.to_string(), key: name.to_string(), parameters: 0, dropped: Vec::new(), facts, tape: Tape::new() }
+    }
+}
+
 /// The component's folder: `PATH/<name>` of a model folder, or PATH itself.
 pub(crate) fn component_folder(path: &Path, component: Component) -> PathBuf {
     match component.folder() {

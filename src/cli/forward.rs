@@ -99,7 +99,7 @@ pub(crate) fn run(common: &Common, args: &ForwardArgs) -> Result<Outcome> {
         Some(_) if args.inpaint.given() => {
             return Err(Error::new(
                 Kind::Usage,
-                "--scheduler, --steps, --guidance, --eta, --strength, --posterior",
+                "--prompts, --class-tokens, --scheduler, --steps, --guidance, --eta, --strength, --posterior",
                 "these flags belong to --component inpaint",
             ));
         }

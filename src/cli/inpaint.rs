@@ -12,12 +12,13 @@ use crate::diffusion::tiles::Tiles;
 use crate::diffusion::{Class, Schedule, Scheduler, Walk};
 use crate::exec::Device;
 use crate::models::Lora;
-use crate::models::inpaint_model::InpaintModel;
 use crate::plan::{Options, Tape};
 use crate::weights::Writer;
 
 #[derive(clap::Args)]
 pub(crate) struct InpaintFlags {
+    #[command(flatten)]
+    conditions: super::conditioning::ConditionFlags,
     /// ddim, ddpm, dpmpp-2m, unipc, euler, lcm or pndm; ddpm and lcm take variance_noise_<k> [inpaint; default the model's own]
     #[arg(long, value_name = "NAME")]
     scheduler: Option<String>,
@@ -43,7 +44,7 @@ impl InpaintFlags {
     /// Whether any of them stands on the command line.
     pub(crate) fn given(&self) -> bool {
         let walk = self.scheduler.is_some() || self.steps.is_some() || self.guidance.is_some() || self.eta.is_some() || self.strength.is_some();
-        walk || self.posterior.is_some()
+        walk || self.conditions.given() || self.posterior.is_some()
     }
 }
 
@@ -59,7 +60,7 @@ pub(crate) fn forward(
     out: &mut Writer,
 ) -> Result<()> {
     let posterior = flags.posterior.as_deref().map_or(Ok(Posterior::Mode), Posterior::parse)?;
-    let model = InpaintModel::load_with(model, loras)?;
+    let model = super::conditioning::load_for(device, (model, loras), &flags.conditions, inputs)?;
     let scheduler = match &flags.scheduler {
         Some(name) => Scheduler::read_as(&model.index.scheduler_config, Class::parse("--scheduler", name)?)?,
         None => Scheduler::read(&model.index.scheduler_config)?,

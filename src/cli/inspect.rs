@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::component::{Part, parts};
-use super::{Common, Outcome, lora, speech};
+use super::{Common, Outcome, conditioning, lora, speech};
 use crate::base::{Error, Kind, Result};
 use crate::models::lora_names::LoraPart;
-use crate::models::{Found, InpaintIndex, Lora, recognise};
-use crate::plan::{Options, Plan, Tape};
+use crate::models::{Found, InpaintIndex, Lora, PipelineIndex, Tokenizer, recognise};
+use crate::plan::{Options, Plan};
 use crate::weights::Store;
 
 /// Folders of a diffusers model that hold a network, in the order in which they are shown.
@@ -42,7 +42,10 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> Result<Outcome> {
     let components = match &found {
         Found::Model { architecture, .. } => parts(found.load()?.as_ref(), architecture.name, batch)?,
         Found::Pipeline { folder, class } => pipeline(folder, class, &loras, batch)?,
-        Found::Lora { .. } | Found::Unknown { .. } if !loras.is_empty() => return Err(found.load().err().unwrap_or_else(|| no_model(&args.path))),
+        _ if !loras.is_empty() => return Err(found.load().err().unwrap_or_else(|| no_model(&args.path))),
+        Found::Tokenizer { folder } => vec![conditioning::tokenizer(folder)?],
+        Found::TextualInversion { path } => vec![conditioning::word(path)?],
+        Found::ClassTokens { path } => vec![conditioning::class_tokens(path)?],
         Found::Lora { .. } | Found::Unknown { .. } => Vec::new(),
     };
     let files = weight_files(&args.path)?;
@@ -97,7 +100,9 @@ fn pipeline(folder: &Path, class: &str, loras: &[Lora], batch: usize) -> Result<
             "image_size": index.image_size, "class_names": index.class_names, "null_class": index.null_class, "scaling_factor": index.scaling_factor,
             "dilate_px": index.dilate_px, "masked_fill": index.masked_fill, "reimpose_known": index.reimpose_known,
         });
-        all.push(Part { name: "inpaint".to_string(), key: "inpaint".to_string(), parameters: 0, dropped: Vec::new(), facts, tape: Tape::new() });
+        all.push(Part::facts("inpaint", facts));
+    } else if PipelineIndex::is_class(class) {
+        all.push(Part::facts("inpaint", conditioning::pipeline(folder)?));
     }
     let mut folders: Vec<PathBuf> = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
     folders.retain(|path| MODEL_FOLDERS.iter().any(|name| path.ends_with(name)) && path.is_dir());
@@ -106,6 +111,9 @@ fn pipeline(folder: &Path, class: &str, loras: &[Lora], batch: usize) -> Result<
         let is_changed = LoraPart::FOLDERS.iter().any(|part| path.ends_with(part.name()));
         let found = recognise(&path)?.with_loras(if is_changed { loras } else { &[] });
         all.extend(parts(found.load()?.as_ref(), &found.name(), batch)?);
+    }
+    for path in ["tokenizer", "tokenizer_2"].map(|name| folder.join(name)).iter().filter(|path| Tokenizer::is_in(path)) {
+        all.push(conditioning::tokenizer(path)?);
     }
     if let [inpaint, rest @ ..] = all.as_mut_slice()
         && inpaint.key == "inpaint"
@@ -203,7 +211,10 @@ fn print_text(report: &Value, args: &InspectArgs) -> Result<()> {
     }
     for c in list(&report["components"]) {
         let parameters = c["parameters"].as_u64().unwrap_or(0);
-        speech::print_line(&format!("  {}: {:.2} M parameters, nothing missing, nothing unused", text(&c["name"]), parameters as f64 / 1e6))?;
+        match parameters {
+            0 => speech::print_line(&format!("  {}", text(&c["name"])))?,
+            _ => speech::print_line(&format!("  {}: {:.2} M parameters, nothing missing, nothing unused", text(&c["name"]), parameters as f64 / 1e6))?,
+        }
         for (field, value) in c["config"].as_object().into_iter().flatten() {
             speech::print_line(&format!("      {field}: {value}"))?;
         }

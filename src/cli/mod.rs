@@ -3,6 +3,7 @@
 mod bench;
 mod check;
 mod component;
+mod conditioning;
 mod dataset;
 mod devices;
 mod features;

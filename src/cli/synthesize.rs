@@ -13,6 +13,7 @@ use crate::diffusion::posterior::Posterior;
 use crate::diffusion::tiles::Tiles;
 use crate::diffusion::{Class, Scheduler};
 use crate::driver::class_plan::{Fill, plan};
+use crate::driver::conditioning::Conditioning;
 use crate::driver::dataset::{DataSet, DataSetOptions};
 use crate::driver::files::sha256_of;
 use crate::driver::run_settings::{Data, Execution, RunSettings, Sampling, Shard, UsedLora};
@@ -34,6 +35,11 @@ pub(crate) struct SynthesizeArgs {
     lora: lora::LoraFlags,
     #[command(flatten)]
     data: DataSetFlags,
+    #[command(flatten)]
+    conditions: super::conditioning::ConditionFlags,
+    /// Rows and columns of the images, for a pipeline of diffusers [default: what its denoiser was trained on]
+    #[arg(long, value_name = "PX")]
+    size: Option<usize>,
     /// The folder to write; a run of the same settings in it is resumed [default with --config: its folder]
     #[arg(long, value_name = "DIR", required_unless_present = "config")]
     out: Option<PathBuf>,
@@ -104,7 +110,8 @@ pub(crate) fn run(common: &Common, args: &SynthesizeArgs) -> Result<Outcome> {
         None => args.lora.open()?,
     };
     let used_loras = lora::used(&loras)?;
-    let model = InpaintModel::load_with(&model_path, &loras)?;
+    let conditioning = args.conditions.resolve(args.size, args.classes.as_deref(), earlier.as_ref().map(|s| &s.sampling.conditioning))?;
+    let model = super::conditioning::load(&device, (&model_path, &loras), &conditioning, None)?;
     let scheduler = match earlier.as_ref().map(|s| &s.sampling.scheduler).or(args.scheduler.as_ref()) {
         Some(name) => Scheduler::read_as(&model.index.scheduler_config, Class::parse("--scheduler", name)?)?,
         None => Scheduler::read(&model.index.scheduler_config)?,
@@ -117,6 +124,7 @@ pub(crate) fn run(common: &Common, args: &SynthesizeArgs) -> Result<Outcome> {
         Some(settings) => repeat(settings, &model_sha256, &used_loras, &data)?,
         None => settings(args, &model_path, (model_sha256, used_loras), (&model, &scheduler), &data)?,
     };
+    settings.sampling.conditioning = conditioning;
     settings.execution.device = request;
     settings.execution.limit = args.limit;
     settings.execution.batch = batch;
@@ -253,6 +261,7 @@ fn settings(
             model: model_path.to_path_buf(),
             model_sha256,
             dataset_sha256: dataset_sha256(data),
+            conditioning: Conditioning::default(),
             seed: args.seed,
             scheduler: scheduler.class.name().to_string(),
             steps: args.steps,

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::base::{Error, Kind, Result};
+use crate::driver::conditioning::InputFile;
 use crate::driver::run_settings::{UsedLora, first_scheduler};
 
 /// `status` of a sample whose image is on the disk.
@@ -29,6 +30,14 @@ pub struct Record {
     pub source_sha256: String,
     pub mask_sha256: String,
     pub output_sha256: String,
+    /// What the class was to a model that takes prompts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub negative_prompt: Option<String>,
+    /// Learned words and class tokens.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub embeddings: Vec<InputFile>,
     pub seed: u64,
     /// The noise's key beside the seed: class and number of the sample.
     pub job: u64,
@@ -162,6 +171,9 @@ pub(crate) mod tests {
             source_sha256: "00".repeat(32),
             mask_sha256: "11".repeat(32),
             output_sha256: "22".repeat(32),
+            prompt: None,
+            negative_prompt: None,
+            embeddings: Vec::new(),
             seed: 7,
             job: 3 << 32,
             scheduler: first_scheduler(),

@@ -3,6 +3,7 @@
 
 pub mod class_plan;
 pub mod clock;
+pub mod conditioning;
 pub mod dataset;
 pub mod features;
 pub mod files;

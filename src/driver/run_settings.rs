@@ -9,6 +9,7 @@ use crate::base::{Error, Kind, Result};
 use crate::diffusion::posterior::Posterior;
 use crate::diffusion::tiles::Tiles;
 use crate::diffusion::{Class, Schedule, Scheduler, Walk};
+use crate::driver::conditioning::Conditioning;
 use crate::driver::files;
 use crate::driver::sources::{MAX_SAMPLES, Policy};
 
@@ -37,6 +38,8 @@ pub struct Sampling {
     pub model_sha256: String,
     /// Of the ids, classes and groups of the images that can be sources.
     pub dataset_sha256: String,
+    #[serde(default, skip_serializing_if = "Conditioning::is_none")]
+    pub conditioning: Conditioning,
     pub seed: u64,
     /// The solver's name, `ddim`; the rest of its settings is the model's.
     #[serde(default = "first_scheduler")]
@@ -155,7 +158,8 @@ impl Sampling {
 
     /// Names and values that decide what a sample looks like. Paths do not: the sums do.
     fn identity(&self) -> Vec<(&'static str, String)> {
-        vec![
+        let mut identity = self.conditioning.identity();
+        identity.extend([
             ("model_sha256", self.model_sha256.clone()),
             ("dataset_sha256", self.dataset_sha256.clone()),
             ("seed", self.seed.to_string()),
@@ -170,7 +174,8 @@ impl Sampling {
             ("posterior", self.posterior.name().to_string()),
             ("tiles", self.tiles.to_string()),
             ("loras", self.told_loras()),
-        ]
+        ]);
+        identity
     }
 
     fn told_loras(&self) -> String {
@@ -220,6 +225,7 @@ impl RunSettings {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::driver::conditioning::InputFile;
     use crate::weights::Config;
 
     pub(crate) fn settings() -> RunSettings {
@@ -229,6 +235,7 @@ pub(crate) mod tests {
                 model: "models/inpaint".into(),
                 model_sha256: "aa".to_string(),
                 dataset_sha256: "bb".to_string(),
+                conditioning: Conditioning::default(),
                 seed: 7,
                 scheduler: first_scheduler(),
                 steps: 20,
@@ -261,6 +268,8 @@ pub(crate) mod tests {
         (s.sampling.posterior, s.sampling.tiles) = (Posterior::Sample, Tiles::Pixels(256));
         s.execution.limit = Some(3);
         s.sampling.loras.push(UsedLora { path: "lora.safetensors".into(), sha256: "cc".to_string(), weight: -0.3 });
+        s.sampling.conditioning.prompts.insert("df".to_string(), "a \"prompt\"\nof two lines".to_string());
+        s.sampling.conditioning.textual_inversions.push(InputFile { path: "a.pt".into(), sha256: "cc".to_string(), token: None });
         s.write(&path).unwrap();
         assert_eq!(RunSettings::read(&path).unwrap(), s);
         let text = std::fs::read_to_string(&path).unwrap();
@@ -312,7 +321,12 @@ pub(crate) mod tests {
     #[test]
     fn every_setting_of_the_identity_counts() {
         let base = settings().sampling;
-        let changes: [fn(&mut Sampling); 14] = [
+        let changes: [fn(&mut Sampling); 19] = [
+            |s| s.conditioning.image_size = Some(8),
+            |s| s.conditioning.negative_prompt = Some(String::new()),
+            |s| s.conditioning.class_tokens = Some(InputFile::default()),
+            |s| s.conditioning.textual_inversions.push(InputFile::default()),
+            |s| drop(s.conditioning.prompts.insert("df".to_string(), "a".to_string())),
             |s| s.model_sha256 = "x".to_string(),
             |s| s.dataset_sha256 = "x".to_string(),
             |s| s.seed = 8,

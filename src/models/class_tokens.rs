@@ -23,6 +23,13 @@ pub fn read(path: &Path, class_names: &[String]) -> Result<Weight> {
     Ok(Weight::new(ALL, array))
 }
 
+/// Whether a file of tensors is one: tables under names without dots, `null` among them, or the one of all classes.
+pub fn is_store(store: &Store) -> bool {
+    let is_table = |name: &str| !name.contains('.') && store.shape(name).is_some_and(|shape| (1..=2).contains(&shape.len()));
+    let of_all = store.shape(ALL).is_some_and(|shape| shape.len() == 3) && store.names().count() == 1;
+    of_all || (store.shape(NULL).is_some() && store.names().count() > 1 && store.names().all(is_table))
+}
+
 /// Names of the classes of a file with one tensor per class, in the order of the alphabet.
 pub fn class_names(path: &Path) -> Result<Vec<String>> {
     let store = Store::open(path)?;

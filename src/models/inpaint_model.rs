@@ -30,12 +30,13 @@ pub struct InpaintModel {
 impl InpaintModel {
     /// Loads the folder of a model whose denoiser takes class labels, or whose index names its class tokens.
     pub fn load(folder: &Path) -> Result<InpaintModel> {
-        Self::load_with(folder, &[])
+        Self::load_with(folder, None, &[])
     }
 
-    /// The same with LoRAs added to the denoiser's weights.
-    pub fn load_with(folder: &Path, loras: &[Lora]) -> Result<InpaintModel> {
-        let index = InpaintIndex::read(folder)?;
+    /// The same, with a file of class tokens in the place of the index's own, and with LoRAs added to the denoiser's weights.
+    pub fn load_with(folder: &Path, class_tokens: Option<&Path>, loras: &[Lora]) -> Result<InpaintModel> {
+        let mut index = InpaintIndex::read(folder)?;
+        index.class_tokens = class_tokens.map(Path::to_path_buf).or(index.class_tokens);
         let unet = recognise(&folder.join("unet"))?.with_loras(loras).load()?;
         let vae = load_part(folder, "vae")?;
         let conditions = index.conditions()?;
@@ -85,6 +86,11 @@ impl InpaintModel {
             return Err(Error::new(Kind::Config, place("unet"), format!("it takes no {}, which was given for its classes", unused.port)));
         }
         Ok(InpaintModel { index, unet, vae, denoiser, autoencoder, conditions })
+    }
+
+    /// What the classes are to the denoiser.
+    pub fn conditions(&self) -> &[Condition] {
+        &self.conditions
     }
 
     /// Numbers in all parameters.

@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use crate::base::{Error, Kind, Result};
 use crate::models::lora::{self, Lora};
 use crate::models::model::{Architecture, Checkpoint, Loras, Model};
+use crate::models::textual_inversion::{self, Learned};
+use crate::models::tokenizer::Tokenizer;
 use crate::models::{
-    autoencoder_kl, autoencoder_tiny, clip_text, convnext, deeplab, densenet, efficientnet, inception, monai_autoencoder, monai_unet, onnx, resnet,
-    single_file, smp_unet, squeezenet, swin, taesd, taesd_part, unet_2d, unet_2d_condition, vit, vq_model, wrapper,
+    autoencoder_kl, autoencoder_tiny, class_tokens, clip_text, convnext, deeplab, densenet, efficientnet, inception, monai_autoencoder, monai_unet, onnx,
+    resnet, single_file, smp_unet, squeezenet, swin, taesd, taesd_part, unet_2d, unet_2d_condition, vit, vq_model, wrapper,
 };
 use crate::weights::{Config, Store};
 
@@ -59,6 +61,18 @@ pub enum Found {
     Lora {
         path: PathBuf,
     },
+    /// A folder with the files of CLIP's tokenizer.
+    Tokenizer {
+        folder: PathBuf,
+    },
+    /// A learned word for prompts.
+    TextualInversion {
+        path: PathBuf,
+    },
+    /// What stands in the place of prompts.
+    ClassTokens {
+        path: PathBuf,
+    },
     /// Tensors of no known architecture.
     Unknown {
         path: PathBuf,
@@ -72,6 +86,9 @@ impl Found {
             Found::Pipeline { class, .. } => format!("model folder of a {class}"),
             Found::Model { architecture, .. } => architecture.name.to_string(),
             Found::Lora { .. } => "LoRA".to_string(),
+            Found::Tokenizer { .. } => "CLIP tokenizer".to_string(),
+            Found::TextualInversion { .. } => "textual inversion".to_string(),
+            Found::ClassTokens { .. } => "file of class tokens".to_string(),
             Found::Unknown { .. } => "tensors of an unknown architecture".to_string(),
         }
     }
@@ -102,6 +119,9 @@ impl Found {
             }
             Found::Pipeline { folder, class } => {
                 Err(Error::new(Kind::Usage, folder.display().to_string(), format!("is a {class} of several models, expected one of its folders")))
+            }
+            Found::Tokenizer { folder: path } | Found::TextualInversion { path } | Found::ClassTokens { path } => {
+                Err(Error::new(Kind::Usage, path.display().to_string(), format!("is a {}, expected a model", self.name())))
             }
             Found::Unknown { path } => {
                 let names = Store::open(path).map(|store| beginnings(&store)).unwrap_or_default();
@@ -137,6 +157,12 @@ pub fn recognise(path: &Path) -> Result<Found> {
     }
     if lora::is_folder(path) {
         return Ok(Found::Lora { path: path.to_path_buf() });
+    }
+    if Tokenizer::is_in(path) {
+        return Ok(Found::Tokenizer { folder: path.to_path_buf() });
+    }
+    if let Some(file) = textual_inversion::file_in(path) {
+        return Ok(Found::TextualInversion { path: file });
     }
     if let Some(architecture) = ARCHITECTURES.iter().find(|row| (row.is_path)(path)) {
         return Ok(Found::Model { architecture, checkpoint: Checkpoint::new(path, None) });
@@ -175,6 +201,8 @@ fn by_tensors(path: &Path, store: &Store, config: Option<Config>) -> Found {
     }
     match known {
         Some((architecture, wrapper)) => model(architecture, None, wrapper),
+        None if class_tokens::is_store(store) => Found::ClassTokens { path: path.to_path_buf() },
+        None if Learned::is_store(store) => Found::TextualInversion { path: path.to_path_buf() },
         None => Found::Unknown { path: path.to_path_buf() },
     }
 }

@@ -143,22 +143,33 @@ impl Tokenizer {
         self.inner.get_vocab_size(true)
     }
 
+    /// What fills up short texts.
+    pub fn padding(&self) -> String {
+        self.inner.id_to_token(self.pad).unwrap_or_default()
+    }
+
     /// `length` numbers: start, the text's as far as there is room, end, padding. A token that was added with several
     /// vectors, `<tok>`, `<tok>_1` and so on, stands for all of them.
     pub fn encode(&self, text: &str, length: usize) -> Result<Vec<u32>> {
-        let wrong = |fact: String| Error::new(Kind::Data, "prompt", fact);
-        if text.len() > LONGEST_TEXT {
-            return Err(wrong(format!("{} bytes, expected at most {LONGEST_TEXT}", text.len())));
-        }
         if length < 2 {
-            return Err(wrong(format!("room for {length} tokens, expected 2 or more")));
+            return Err(Error::new(Kind::Data, "prompt", format!("room for {length} tokens, expected 2 or more")));
         }
-        let text = self.expanded(text)?;
-        let ids = self.pieces(&text)?.get_ids().to_vec();
-        let kept = ids.into_iter().take(length - 2);
+        let kept = self.numbers(text)?.into_iter().take(length - 2);
         let mut ids: Vec<u32> = std::iter::once(self.start).chain(kept).chain([self.end]).collect();
         ids.resize(length, self.pad);
         Ok(ids)
+    }
+
+    /// Tokens of a text, with start and end.
+    pub fn count(&self, text: &str) -> Result<usize> {
+        Ok(self.numbers(text)?.len() + 2)
+    }
+
+    fn numbers(&self, text: &str) -> Result<Vec<u32>> {
+        if text.len() > LONGEST_TEXT {
+            return Err(Error::new(Kind::Data, "prompt", format!("{} bytes, expected at most {LONGEST_TEXT}", text.len())));
+        }
+        Ok(self.pieces(&self.expanded(text)?)?.get_ids().to_vec())
     }
 
     fn pieces(&self, text: &str) -> Result<tokenizers::Encoding> {

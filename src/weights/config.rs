@@ -267,6 +267,12 @@ impl Config {
         self.fields.iter().map(|(name, value)| Ok((name.as_str(), self.to_integer(&shorten(name), value, &range)?))).collect()
     }
 
+    /// Every field as a text. Fails at the first that is none.
+    pub fn all_texts(&self) -> Result<Vec<(&str, &str)>> {
+        let text = |name: &str, value: &Value| self.wrong(&shorten(name), value, "a text");
+        self.fields.iter().map(|(name, value)| Ok((name.as_str(), value.as_str().ok_or_else(|| text(name, value))?))).collect()
+    }
+
     /// The value of a field as it stands there; None when absent or `null`. For what the getters have no word for.
     pub fn value(&self, field: &str) -> Option<&Value> {
         self.get(field).filter(|value| !value.is_null())

@@ -142,7 +142,7 @@ impl Store {
         &self.place
     }
 
-    /// The `__metadata__` texts.
+    /// The `__metadata__` texts; of a PyTorch file those beside its tensors.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }

@@ -145,8 +145,8 @@ fn contents(file: &Arc<Mapped>, tree: &Tree, bytes_of: impl Fn(&str) -> Option<R
         let view = view(file, &own_name, tensor, &bytes_of).map_err(|fact| format!("tensor `{}`: {fact}", shorten(&own_name)))?;
         tensors.push((name, view));
     }
-    let metadata = state.architecture.map(|architecture| ("arch".to_string(), architecture)).into_iter().collect();
-    Ok(Contents { tensors, metadata, skipped: state.skipped })
+    let architecture = state.architecture.map(|architecture| ("arch".to_string(), architecture));
+    Ok(Contents { tensors, metadata: state.texts.into_iter().chain(architecture).collect(), skipped: state.skipped })
 }
 
 fn view(file: &Arc<Mapped>, own_name: &str, tensor: &Tensor, bytes_of: impl Fn(&str) -> Option<Range<usize>>) -> Fact<View> {

@@ -41,6 +41,8 @@ const ARCHITECTURE: &str = "arch";
 const LONGEST_ARCHITECTURE: usize = 200;
 /// Most tensors and skipped values.
 const MAX_ENTRIES: usize = 1 << 20;
+/// Bytes of a text that is kept, and of its name.
+const LONGEST_TEXT: usize = 1024;
 
 type Fact<T> = Result<T, String>;
 
@@ -50,13 +52,15 @@ pub(crate) struct State<'t, 'a> {
     pub tensors: Vec<(String, String, &'t Tensor<'a>)>,
     /// Paths of what was skipped, with what it is.
     pub skipped: Vec<String>,
+    /// Texts at the top of the file, by name.
+    pub texts: Vec<(String, String)>,
     /// What stands beside the state dict as [`ARCHITECTURE`].
     pub architecture: Option<String>,
 }
 
 /// The model's tensors. An error is a fact that lacks its place.
 pub(crate) fn state<'t, 'a>(tree: &'t Tree<'a>) -> Fact<State<'t, 'a>> {
-    let mut state = State { tensors: Vec::new(), skipped: Vec::new(), architecture: None };
+    let mut state = State { tensors: Vec::new(), skipped: Vec::new(), texts: Vec::new(), architecture: None };
     let (mut root, mut path) = (tree.root, String::new());
     for _ in 0..MAX_DEPTH {
         let Some((key, below)) = wrapped(tree, root) else { break };
@@ -143,7 +147,16 @@ fn collect<'t, 'a>(tree: &'t Tree<'a>, root: Ref, own: &str, state: &mut State<'
                 Node::Leftover(_) | Node::Storage(_) | Node::Global(_) => {
                     return Err(format!("{own}{}: is {}, expected a tensor", shorten(&name), words(&tree.nodes[value])));
                 }
-                plain => state.skipped.push(format!("{own}{}: {}", shorten(&name), words(plain))),
+                plain => {
+                    state.skipped.push(format!("{own}{}: {}", shorten(&name), words(plain)));
+                    if let Node::Text(text) = plain
+                        && depth == 0
+                        && own.is_empty()
+                        && name.len().max(text.len()) <= LONGEST_TEXT
+                    {
+                        state.texts.push((name, text.to_string()));
+                    }
+                }
             }
         }
     }
