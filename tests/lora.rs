@@ -167,7 +167,7 @@ fn what_the_model_does_not_have_is_one_error() {
     }
     // A whole model gives the same answer.
     let (_dir, path) = file(&rows);
-    let whole = InpaintModel::load_with(&golden("inpaint-tokens"), &[Lora::open(&path, 1.0).unwrap()]).err().unwrap().to_string();
+    let whole = InpaintModel::load_with(&golden("inpaint-tokens"), None, &[Lora::open(&path, 1.0).unwrap()]).err().unwrap().to_string();
     assert!(whole.contains("lora_te2_x.lora_down.weight for a text_encoder_2, which the model does not have"), "{whole}");
 }
 

@@ -344,11 +344,14 @@ fn folders_are_recognised() {
         ("unet-rescaled-mid/diffusion_pytorch_model.safetensors", "diffusers UNet2DModel"),
         ("taesd", "TAESD autoencoder"),
         ("resnet50", "ResNet classifier"),
-        ("taesd/io.safetensors", "tensors of an unknown architecture"),
+        ("inpaint-tiny/io.safetensors", "tensors of an unknown architecture"),
+        // A configuration beside it says what it should be; its names then say that it is not.
+        ("taesd/io.safetensors", "TAESD autoencoder"),
     ];
     for (name, architecture) in rows {
         assert_eq!(recognise(&golden(name)).unwrap().name(), architecture, "{name}");
     }
+    assert!(recognise(&golden("taesd/io.safetensors")).unwrap().load().is_err());
     assert!(matches!(recognise(&golden("inpaint-tiny")).unwrap(), Found::Pipeline { .. }));
     assert_eq!(InpaintIndex::read(&golden("inpaint-tiny")).unwrap().input_channels(4), 9);
 }
