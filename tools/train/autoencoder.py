@@ -5,6 +5,7 @@ Loss: L1, L1 of the gradients at three scales, L1 of the spectrum, a small KL te
 At the end mean and deviation of each latent channel go into `quant_conv` and `post_quant_conv`, so that the scaling factor is 1.
 """
 
+import copy
 import time
 
 import torch
@@ -110,11 +111,11 @@ def main():
     args = session.arguments(__doc__, batch=48, lr=1e-3, seed=1)
     device = session.device()
     model = make().to(device)
-    run = session.Run("autoencoder", args, model, half=True, weight_decay=1e-3, betas=(0.9, 0.99))
-    dtype = torch.bfloat16 if run.is_half else torch.float32
     train, held = data.load(args.pack, device, args.limit)
     if device.type == "cuda":
         model.to(memory_format=faster_format(model, train.images, args.batch))
+    run = session.Run("autoencoder", args, model, half=True, weight_decay=1e-3, betas=(0.9, 0.99))
+    dtype = torch.bfloat16 if run.is_half else torch.float32
     session.wait(args)
     while run.goes_on():
         x = train.images[torch.randint(len(train), (args.batch,), device=device)].float() / 255
@@ -133,7 +134,7 @@ def main():
 
 def faster_format(model, images, batch):
     """The memory format in which a few steps take less time."""
-    seconds = {}
+    seconds, model = {}, copy.deepcopy(model).to(torch.bfloat16)
     for layout in [torch.contiguous_format, torch.channels_last]:
         model.to(memory_format=layout)
         x = images[:batch].float().to(memory_format=layout) / 127.5 - 1

@@ -16,7 +16,7 @@ import session
 
 POWER = 0.5
 ARGUMENTS = {
-    "resnet18": {"channels": [40, 80, 160, 240]},
+    "resnet18": {"channels": [40, 80, 128, 200]},
     "densenet121": {"growth_rate": 12, "block_config": [6, 12, 24, 16]},
 }
 FOLDER = {"resnet18": "classifier", "densenet121": "judge"}

@@ -22,9 +22,9 @@ import session
 
 def make():
     return UNet2DModel(
-        sample_size=data.SIZE // data.CELL, in_channels=9, out_channels=4, layers_per_block=2, block_out_channels=(64, 128, 192),
+        sample_size=data.SIZE // data.CELL, in_channels=9, out_channels=4, layers_per_block=2, block_out_channels=(64, 112, 144),
         down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=32, norm_num_groups=32, attn_norm_num_groups=32, resnet_time_scale_shift="scale_shift", add_attention=True,
+        attention_head_dim=16, norm_num_groups=16, attn_norm_num_groups=16, resnet_time_scale_shift="scale_shift", add_attention=True,
         num_class_embeds=len(data.CLASSES) + 1,
     )  # fmt: skip
 
@@ -117,10 +117,10 @@ def main():
     model = make().to(device)
     if args.from_unet:
         model.load_state_dict({k: v.float() for k, v in load_file(args.from_unet).items()})
-    run = session.Run("denoiser", args, model, half=True, weight_decay=0.01, betas=(0.9, 0.99), warmup=0.03)
-    dtype = torch.bfloat16 if run.is_half else torch.float32
     if device.type == "cuda":
         model.to(memory_format=torch.channels_last)
+    run = session.Run("denoiser", args, model, half=True, weight_decay=0.01, betas=(0.9, 0.99), warmup=0.03)
+    dtype = torch.bfloat16 if run.is_half else torch.float32
     fast = compiled(model, args, dtype, args.compile_seconds) if device.type == "cuda" and args.compile else model
     train, _ = data.load(args.pack, device, args.limit)
     folder = args.work / "export" / "inpaint" / "vae"
@@ -135,7 +135,6 @@ def main():
     pool = make_pool(vae, train, args.pool, 512 if device.type == "cuda" else 16)
     run.log(f"{args.pool} varied latents in {time.time() - since:.1f} s; deviation {pool[0][:4096].float().std().item():.3f}")
     bars = inpaint.alphas_cumprod(device)
-    args.seconds = max(1.0, min(args.seconds, args.until - time.time() + run.spent))
     while run.goes_on():
         rows = torch.randint(args.pool, (args.batch,), device=device)
         run.step(loss_of(fast, bars, *(part[rows] for part in pool), dtype))

@@ -61,6 +61,9 @@ class Run:
         if self.is_half:
             model.to(torch.bfloat16)
             self.params = [p for p in model.parameters() if p.requires_grad]
+        for p in self.masters:
+            # Of the weights' own strides, which the fused optimiser insists on.
+            p.grad = torch.zeros_like(p)
         self.ema = [p.detach().clone() for p in self.masters]
         self.buffers = [b for b in model.buffers() if b.is_floating_point()]
         self.ema_buffers = [b.detach().clone() for b in self.buffers]
@@ -102,7 +105,10 @@ class Run:
         return min(1.0, max(self.spent_now() / self.args.seconds, self.steps / self.args.max_steps))
 
     def goes_on(self):
-        self.started = self.started or time.time()
+        if self.started is None:
+            self.started = time.time()
+            # What comes too late has a shorter training, not one that breaks off; two seconds are for the export.
+            self.args.seconds = max(1.0, min(self.args.seconds, self.args.until - 2 - self.started + self.spent))
         return self.progress() < 1 and time.time() < self.args.until
 
     def rate(self):
@@ -116,8 +122,8 @@ class Run:
     def step(self, loss):
         loss.backward()
         if self.is_half:
-            for master, p in zip(self.masters, self.params):
-                master.grad = p.grad.float() if p.grad is not None else None
+            torch._foreach_copy_([m.grad for m in self.masters], [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.params])
+            for p in self.params:
                 p.grad = None
         norm = torch.nn.utils.clip_grad_norm_(self.masters, 1.0)
         rate = self.rate()
@@ -126,7 +132,7 @@ class Run:
         if device().type != "cuda" and not torch.isfinite(norm):
             raise RuntimeError(f"{self.name}: the gradient is not finite at step {self.steps}")
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=False)
         with torch.no_grad():
             self.publish()
             self.steps += 1
