@@ -1,0 +1,154 @@
+"""Trains the AutoencoderKL: 128x128 pixels to 32x32 latents of 4 channels.
+
+Loss: L1, L1 of the gradients at three scales, L1 of the spectrum, a small KL term, and L1 of what half-size latents decode to
+(so that latents change with the image as the image does, which the denoiser finds easier: EQ-VAE, Kouzelis et al. 2025).
+At the end mean and deviation of each latent channel go into `quant_conv` and `post_quant_conv`, so that the scaling factor is 1.
+"""
+
+import copy
+import time
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+
+import data
+import export
+import session
+
+
+def make():
+    return AutoencoderKL(
+        in_channels=3, out_channels=3, latent_channels=4, sample_size=data.SIZE, norm_num_groups=16, layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, block_out_channels=(32, 64, 112),
+        scaling_factor=1.0, mid_block_add_attention=False,
+    )  # fmt: skip
+
+
+def gradients(x):
+    return x[..., 1:, :] - x[..., :-1, :], x[..., :, 1:] - x[..., :, :-1]
+
+
+def detail(y, x):
+    """L1 of pixels, of gradients at three scales, and of the spectrum."""
+    loss = (y - x).abs().mean()
+    spectrum = torch.fft.rfft2(y - x, norm="ortho")
+    loss = loss + 0.3 * (spectrum.real.abs().mean() + spectrum.imag.abs().mean())
+    for _ in range(3):
+        loss = loss + 0.3 * sum((a - b).abs().mean() for a, b in zip(gradients(y), gradients(x)))
+        y, x = F.avg_pool2d(y, 2), F.avg_pool2d(x, 2)
+    return loss
+
+
+def moments(model, x):
+    return model.quant_conv(model.encoder(x)).float().chunk(2, 1)
+
+
+def decode(model, z):
+    return model.decoder(model.post_quant_conv(z)).float()
+
+
+def loss_of(model, x, dtype):
+    mean, logvar = moments(model, x.to(dtype))
+    logvar = logvar.clamp(-30, 20)
+    z = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
+    kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+    loss = detail(decode(model, z.to(dtype)), x) + 5e-4 * kl
+    half = len(x) // 2
+    small = decode(model, F.avg_pool2d(z[:half], 2).to(dtype))
+    return loss + 0.25 * (small - F.avg_pool2d(x[:half], 2)).abs().mean()
+
+
+@torch.no_grad()
+def reconstruct(model, images, batch=64):
+    """Decoded means of u8 images, in [0, 1]."""
+    parts = []
+    for chunk in images.split(batch):
+        mean, _ = moments(model, chunk.float() / 127.5 - 1)
+        parts.append((decode(model, mean) * 0.5 + 0.5).clamp(0, 1))
+    return torch.cat(parts)
+
+
+def psnr(images, decoded):
+    """Per image, in dB, of pixels rounded to 8 bits."""
+    error = ((decoded * 255).round() - images.float()) ** 2
+    return 10 * torch.log10(255**2 / error.mean((1, 2, 3)).clamp(min=1e-3))
+
+
+@torch.no_grad()
+def normalise(state, model, images):
+    """Mean and deviation of each latent channel over `images` taken out of the encoder and put into the decoder."""
+    means = torch.cat([moments(model, chunk.float() / 127.5 - 1)[0] for chunk in images.split(64)])
+    mu, sd = means.mean((0, 2, 3)), means.std((0, 2, 3)).clamp(min=1e-4)
+    n = len(mu)
+    w, b = state["quant_conv.weight"].clone(), state["quant_conv.bias"].clone()
+    b[:n] = (b[:n] - mu) / sd
+    w[:n] = w[:n] / sd.view(-1, 1, 1, 1)
+    b[n:] = b[n:] - 2 * sd.log()
+    out = dict(state) | {"quant_conv.weight": w, "quant_conv.bias": b}
+    w = state["post_quant_conv.weight"]
+    out["post_quant_conv.bias"] = state["post_quant_conv.bias"] + w[:, :, 0, 0] @ mu
+    out["post_quant_conv.weight"] = w * sd.view(1, -1, 1, 1)
+    return out
+
+
+def save(run, train, held):
+    """Exports the average and measures it as exported."""
+    model = make().to(session.device()).eval()
+    state = run.averaged()
+    model.load_state_dict(state)
+    state = {k: v.half().float() for k, v in normalise(state, model, train.images[:1024]).items()}
+    model.load_state_dict(state)
+    export.diffusers(run.args.work / "export" / "inpaint" / "vae", model, state)
+    values = psnr(held.images, reconstruct(model, held.images))
+    run.metrics(
+        psnr_db_mean=round(values.mean().item(), 3), psnr_db_median=round(values.median().item(), 3), psnr_db_p05=round(values.quantile(0.05).item(), 3),
+        parameters=sum(p.numel() for p in model.parameters()), held_out=len(held),
+    )  # fmt: skip
+
+
+def main():
+    args = session.arguments(__doc__, batch=48, lr=1e-3, seed=1)
+    device = session.device()
+    model = make().to(device)
+    train, held = data.load(args.pack, device, args.limit)
+    if device.type == "cuda":
+        model.to(memory_format=faster_format(model, train.images, args.batch))
+    run = session.Run("autoencoder", args, model, half=True, weight_decay=1e-3, betas=(0.9, 0.99))
+    dtype = torch.bfloat16 if run.is_half else torch.float32
+    session.wait(args)
+    while run.goes_on():
+        x = train.images[torch.randint(len(train), (args.batch,), device=device)].float() / 255
+        if torch.rand(()) < 0.5:
+            x = data.recolour(data.vary(x, zoom=(0.9, 1.3)), 0.1, 0.1, 0.03)
+        else:
+            x = torch.rot90(x, torch.randint(4, ()).item(), (2, 3))
+        run.step(loss_of(model, x * 2 - 1, dtype))
+        if run.is_time_to_save():
+            save(run, train, held)
+            run.checkpoint()
+    run.checkpoint()
+    save(run, train, held)
+    (args.work / "autoencoder.done").touch()
+
+
+def faster_format(model, images, batch):
+    """The memory format in which a few steps take less time."""
+    seconds, model = {}, copy.deepcopy(model).to(torch.bfloat16)
+    for layout in [torch.contiguous_format, torch.channels_last]:
+        model.to(memory_format=layout)
+        x = images[:batch].float().to(memory_format=layout) / 127.5 - 1
+        for i in range(8):
+            if i == 3:
+                torch.cuda.synchronize()
+                since = time.time()
+            loss_of(model, x, next(model.parameters()).dtype).backward()
+        torch.cuda.synchronize()
+        seconds[layout] = time.time() - since
+        model.zero_grad(set_to_none=True)
+    print(f"autoencoder: seconds of five steps by layout: {seconds}", flush=True)
+    return min(seconds, key=seconds.get)
+
+
+if __name__ == "__main__":
+    main()
