@@ -213,8 +213,11 @@ fn sampled(values: &[f32]) -> Vec<f32> {
 }
 
 /// The items' parameters in a plan of as many images and of twice as many: the choice of a family of kernels depends on them,
-/// and must not depend on the batch. `None` where the model takes one batch only.
+/// and must not depend on the batch. `None` where the model takes one batch only, and for graphs, whose batch may be any axis.
 fn choice_depends_on_the_batch(model: &dyn Model, component: Component, recorded: &Recorded) -> Option<String> {
+    if component == Component::Onnx {
+        return None;
+    }
     let items = recorded.tape.inputs().map(|(_, info)| info.shape.dims().first().copied().unwrap_or(1)).max()?;
     let mut tape = Tape::new();
     let twice = |tape: &mut Tape, (name, info): (&str, &naevus::plan::TensorInfo)| {
