@@ -14,7 +14,8 @@ fn golden(name: &str) -> PathBuf {
 }
 
 fn naevus(args: &[&str]) -> (i32, String, String) {
-    let output = Command::cargo_bin("naevus").expect("the binary is built").args(args).output().expect("it runs");
+    // Nothing of a test is kept on the machine.
+    let output = Command::cargo_bin("naevus").expect("the binary is built").env("NAEVUS_CACHE", "").args(args).output().expect("it runs");
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
 }

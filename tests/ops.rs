@@ -9,7 +9,7 @@ use naevus::ops;
 use naevus::ops::activation::Function;
 use naevus::ops::binary::Operator;
 use naevus::ops::reduce::Reduction;
-use naevus::plan::{Tape, Tensor};
+use naevus::plan::{Op, Tape, Tensor, Variant};
 
 fn gpu() -> Option<Arc<Gpu>> {
     if adapters().is_empty() {
@@ -109,6 +109,18 @@ fn broken_kernels_are_found() {
             assert!(of_variant.iter().any(|p| !p.passed), "{name} {}: broken, and nothing failed", variant.name);
         }
     }
+}
+
+/// Kernels that round differently and claim to be of one family are found.
+#[test]
+fn a_family_that_is_none_is_found() {
+    let Some(gpu) = gpu() else { return };
+    let op = &ops::attention::OP;
+    let claim = |v: &Variant| Variant { family: "one", ..*v };
+    let variants: &'static [Variant] = Vec::leak(op.variants.iter().map(claim).collect());
+    let proofs = prove_op(&gpu, Box::leak(Box::new(Op { variants, ..*op })), false);
+    let found = proofs.iter().find(|p| !p.passed).expect("the kernels of attention add in different orders");
+    assert!(found.what.contains("other bits than direct, of the same family"), "{}", found.what);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use naevus::base::{Array, DType, Error, Kind, Result};
 use naevus::diffusion::tiles::Patchwork;
 use naevus::exec::Device;
 use naevus::exec::gpu::adapters;
+use naevus::exec::tuner::{has_families, item_key};
 use naevus::models::{Component, Inputs, Lora, Model, Output, Port, recognise};
 use naevus::plan::{Layout, Options, Session, Tape};
 use naevus::weights::{Store, Writer};
@@ -211,6 +212,27 @@ fn sampled(values: &[f32]) -> Vec<f32> {
     if values.len() <= SAMPLES { values.to_vec() } else { (0..SAMPLES).map(|i| values[i * values.len() / SAMPLES]).collect() }
 }
 
+/// The items' parameters in a plan of as many images and of twice as many: the choice of a family of kernels depends on them,
+/// and must not depend on the batch. `None` where the model takes one batch only, and for graphs, whose batch may be any axis.
+fn choice_depends_on_the_batch(model: &dyn Model, component: Component, recorded: &Recorded) -> Option<String> {
+    if component == Component::Onnx {
+        return None;
+    }
+    let items = recorded.tape.inputs().map(|(_, info)| info.shape.dims().first().copied().unwrap_or(1)).max()?;
+    let mut tape = Tape::new();
+    let twice = |tape: &mut Tape, (name, info): (&str, &naevus::plan::TensorInfo)| {
+        let mut dims = info.shape.dims().to_vec();
+        dims.first_mut().filter(|n| **n == items).into_iter().for_each(|n| *n *= 2);
+        (name.to_string(), tape.input(name, &dims, info.dtype))
+    };
+    let inputs: Vec<_> = recorded.tape.inputs().map(|input| twice(&mut tape, input)).collect();
+    model.record(&mut tape, component, &Inputs::new(inputs)).ok()?;
+    let key = |tape: &Tape, step: &naevus::plan::Step| tape.view(step, |view| item_key(step.op, view));
+    let pairs = recorded.tape.steps().iter().zip(tape.steps());
+    let mut other = pairs.filter(|(one, two)| has_families(one.op) && key(&recorded.tape, one) != key(&tape, two));
+    other.next().map(|(one, two)| format!("{}: the choice depends on the batch: {} and {}", one.place, key(&recorded.tape, one), key(&tape, two)))
+}
+
 /// A row's name and its file: inputs, outputs, samples.
 struct Golden {
     name: String,
@@ -221,6 +243,9 @@ struct Golden {
 fn row(golden: &Golden, model: &dyn Model, architecture: &str, component: Component, devices: &[Device]) -> std::result::Result<String, String> {
     let io = Store::open(&golden.io).map_err(|e| e.to_string())?;
     let recorded = record(model, component, &io).map_err(|e| e.to_string())?;
+    if let Some(what) = choice_depends_on_the_batch(model, component, &recorded) {
+        return Err(what);
+    }
     let modules = shared_modules(&recorded.tape, &io).len();
     if modules == 0 && io.names().any(|name| name.starts_with("tap/")) {
         return Err("no module of the golden's is one of ours: a difference could not be located".to_string());

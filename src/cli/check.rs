@@ -53,6 +53,12 @@ pub(crate) fn run(common: &Common, args: &CheckArgs) -> Result<Outcome> {
         }
         proofs.extend(rows);
     }
+    // A broken shader's verdict is not the kernel's.
+    if let (Device::Gpu(gpu), None) = (&device, &args.sabotage)
+        && let Err(e) = gpu.keep_proofs(&proofs)
+    {
+        common.say(format_args!("the proofs are not kept for other runs: {e}"));
+    }
     let failed = proofs.iter().filter(|p| !p.passed).count();
     let report = json!({
         "naevus_version": env!("CARGO_PKG_VERSION"),

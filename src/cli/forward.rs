@@ -156,14 +156,14 @@ fn forward(common: &Common, device: &Device, args: &ForwardArgs, component: Comp
             let mut patchwork = tiles::prepare(device, &options(args), model.as_ref(), component, &arrays, tiles)?;
             patchwork.note().iter().for_each(|note| eprintln!("note: {} {note}", component.name()));
             if args.print_plan {
-                patchwork.sessions().for_each(|session| eprint!("{}", session.plan()));
+                patchwork.sessions().for_each(|session| print_plan(device, session));
             }
             let names: Vec<String> = outputs.into_iter().map(|output| output.name).collect();
             return tiles::run(&mut patchwork, component, &arrays, &names, out);
         }
     };
     if args.print_plan {
-        eprint!("{}", session.plan());
+        print_plan(device, session.as_ref());
     }
     // The plan holds the weights.
     drop(model);
@@ -177,6 +177,14 @@ fn forward(common: &Common, device: &Device, args: &ForwardArgs, component: Comp
     common.detail(format_args!("ran in {}", since(start)));
     let taps = args.tap.iter().map(|tap| (tap.as_str(), Layout::Image));
     write(session.as_mut(), outputs.iter().map(|output| (output.name.as_str(), output.layout)).chain(taps), out)
+}
+
+/// The plan and, on a GPU, the kernel of each step.
+fn print_plan(device: &Device, session: &dyn Session) {
+    eprint!("{}", session.plan());
+    if device.gpu().is_some() {
+        session.plan().kernel_lines().for_each(|line| eprintln!("{line}"));
+    }
 }
 
 /// Reads these results and adds them to the file.

@@ -1,6 +1,7 @@
 //! The street: words, flags and exit codes. stdout is data, stderr is speech.
 
 mod bench;
+mod cache;
 mod check;
 mod component;
 mod conditioning;
@@ -21,7 +22,7 @@ mod tiles;
 use clap::{Args, Parser, Subcommand};
 
 use crate::base::{Error, Kind, Result};
-use crate::exec::Device;
+use crate::exec::{Device, Settings, Tune};
 
 /// How a verb ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +49,12 @@ pub(crate) struct Common {
     /// auto, f32 or f16
     #[arg(long, global = true, default_value = "auto")]
     precision: String,
+    /// Choose a GPU's kernels by measuring them, once per adapter and driver, on software adapters too [default: on hardware]
+    #[arg(long, global = true, conflicts_with = "no_tune")]
+    tune: bool,
+    /// Choose a GPU's kernels by the written heuristic
+    #[arg(long, global = true)]
+    no_tune: bool,
     /// Threads of the CPU executor (default: all cores)
     #[arg(long, global = true)]
     threads: Option<usize>,
@@ -136,11 +143,25 @@ impl Common {
             "f16" => return Err(Error::new(Kind::Usage, "--precision f16", "this version computes in f32 only; expected auto or f32")),
             other => return Err(Error::new(Kind::Usage, format!("--precision {other}"), "expected auto, f32 or f16")),
         }
-        let device = Device::open(request)?;
+        let device = Device::open_with(request, &self.settings()?)?;
         if !self.quiet {
             eprintln!("device: {}; precision: f32", device.describe());
         }
         Ok(device)
+    }
+
+    fn settings(&self) -> Result<Settings> {
+        let cache = cache::folder();
+        if self.tune && cache.is_none() {
+            return Err(Error::new(Kind::Usage, "--tune", "there is no folder to keep the choice in; set NAEVUS_CACHE to one"));
+        }
+        let tune = match (self.tune, self.no_tune) {
+            (true, _) => Tune::On,
+            (_, true) => Tune::Off,
+            _ => Tune::Auto,
+        };
+        let say: fn(&str) = if self.quiet { |_| {} } else { |line| eprintln!("{line}") };
+        Ok(Settings { tune, cache, say })
     }
 
     fn say(&self, line: impl std::fmt::Display) {

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::base::{Comparison, DType, Result, compare};
+use crate::base::{Array, Comparison, DType, Error, Result, compare};
 use crate::exec::gpu::{Gpu, KernelRun};
 use crate::ops::case;
 use crate::ops::golden::Goldens;
-use crate::plan::{Case, Op, Variant};
+use crate::plan::{Case, Op, Tape, Variant};
 
 /// One proof.
 #[derive(Clone, Debug)]
@@ -42,15 +42,18 @@ pub fn prove_twin(op: &'static Op) -> Vec<Proof> {
     proofs
 }
 
-/// Proves every case and variant of `op` on `gpu`; with `sabotage`, with every shader of the op broken by [`sabotaged`].
+/// Proves every case and variant of `op` on `gpu`, and that variants of one family give the same bits; with `sabotage`, with
+/// every shader of the op broken by [`sabotaged`].
 pub fn prove_op(gpu: &Arc<Gpu>, op: &'static Op, sabotage: bool) -> Vec<Proof> {
     let mut proofs = Vec::new();
-    for variant in op.variants {
-        let source = sabotage.then(|| sabotaged(&variant.source.join("\n")));
-        for case in (op.cases)() {
-            proofs.extend(prove_case(gpu, op, &case, variant, source.as_deref()));
+    for case in (op.cases)() {
+        let failed = |e: Error| failure(op, "-", &case, e.to_string());
+        match Oracle::new(op, &case) {
+            Ok(oracle) => oracle.prove_all(gpu, sabotage, &mut proofs),
+            Err(e) => proofs.push(failed(e)),
         }
     }
+    proofs.sort_by_key(|proof| op.variants.iter().position(|v| v.name == proof.variant));
     proofs
 }
 
@@ -69,30 +72,77 @@ pub fn sabotaged(source: &str) -> String {
 /// Proves one case with one variant; `None` where the variant does not take the case's shapes.
 /// `source` replaces the variant's WGSL.
 pub fn prove_case(gpu: &Arc<Gpu>, op: &'static Op, case: &Case, variant: &'static Variant, source: Option<&str>) -> Option<Proof> {
-    let failed = |what: String| Proof { op: op.name, variant: variant.name, case: case.name, passed: false, worst: f64::INFINITY, what };
-    match try_prove(gpu, op, case, variant, source) {
-        Ok(proof) => proof,
-        Err(e) => Some(failed(e.to_string())),
+    match Oracle::new(op, case) {
+        Ok(oracle) => oracle.accepts(variant).then(|| oracle.prove(gpu, variant, source).0),
+        Err(e) => Some(failure(op, variant.name, case, e.to_string())),
     }
 }
 
-fn try_prove(gpu: &Arc<Gpu>, op: &'static Op, case: &Case, variant: &'static Variant, source: Option<&str>) -> Result<Option<Proof>> {
-    let inputs = case::generated_inputs(op, case);
-    let (tape, _) = case::record(case)?;
-    if !tape.view(&tape.steps()[0], |view| (variant.accepts)(view)) {
-        return Ok(None);
+fn failure(op: &Op, variant: &'static str, case: &Case, what: String) -> Proof {
+    Proof { op: op.name, variant, case: case.name, passed: false, worst: f64::INFINITY, what }
+}
+
+/// A case with its twin's result.
+struct Oracle<'a> {
+    op: &'static Op,
+    case: &'a Case,
+    tape: Tape,
+    inputs: Vec<Array>,
+    expected: Array,
+    dtype: DType,
+}
+
+impl<'a> Oracle<'a> {
+    fn new(op: &'static Op, case: &'a Case) -> Result<Self> {
+        let inputs = case::generated_inputs(op, case);
+        let (tape, _) = case::record(case)?;
+        let (expected, dtype) = case::run_twin(case, &inputs)?;
+        Ok(Oracle { op, case, tape, inputs, expected, dtype })
     }
-    let (expected, dtype) = case::run_twin(case, &inputs)?;
-    let run = KernelRun::new(gpu, &tape, variant, &case::bound(&tape, &inputs), source)?;
-    let actual = run.output()?;
-    let again = run.output()?;
-    let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-    let proof = |passed, worst, what| Some(Proof { op: op.name, variant: variant.name, case: case.name, passed, worst, what });
-    if bits(&actual) != bits(&again) {
-        return Ok(proof(false, f64::INFINITY, "two runs gave different bytes".to_string()));
+
+    fn accepts(&self, variant: &Variant) -> bool {
+        self.tape.view(&self.tape.steps()[0], |view| (variant.accepts)(view))
     }
-    let comparison = judge(op, dtype, &actual, &expected.data);
-    Ok(proof(comparison.passed, comparison.worst, comparison.what))
+
+    /// One proof of each variant that takes the case; a variant whose bits are not its family's has failed.
+    fn prove_all(&self, gpu: &Arc<Gpu>, sabotage: bool, proofs: &mut Vec<Proof>) {
+        let mut families: Vec<(&Variant, Vec<u32>)> = Vec::new();
+        for variant in self.op.variants.iter().filter(|v| self.accepts(v)) {
+            let source = sabotage.then(|| sabotaged(&variant.source.join("\n")));
+            let (mut proof, bits) = self.prove(gpu, variant, source.as_deref());
+            match families.iter().find(|(first, _)| first.family == variant.family) {
+                Some((first, expected)) if proof.passed && *expected != bits => {
+                    proof.passed = false;
+                    proof.what = format!("other bits than {}, of the same family", first.name);
+                }
+                Some(_) => {}
+                None => families.push((variant, bits)),
+            }
+            proofs.push(proof);
+        }
+    }
+
+    /// The proof, and the bits of the result; none where there is no result.
+    fn prove(&self, gpu: &Arc<Gpu>, variant: &'static Variant, source: Option<&str>) -> (Proof, Vec<u32>) {
+        match self.try_prove(gpu, variant, source) {
+            Ok(proved) => proved,
+            Err(e) => (failure(self.op, variant.name, self.case, e.to_string()), Vec::new()),
+        }
+    }
+
+    fn try_prove(&self, gpu: &Arc<Gpu>, variant: &'static Variant, source: Option<&str>) -> Result<(Proof, Vec<u32>)> {
+        let run = KernelRun::new(gpu, &self.tape, variant, &case::bound(&self.tape, &self.inputs), source)?;
+        let actual = run.output()?;
+        let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        let (first, again) = (bits(&actual), bits(&run.output()?));
+        let judged = judge(self.op, self.dtype, &actual, &self.expected.data);
+        let proof = |passed, worst, what| Proof { op: self.op.name, variant: variant.name, case: self.case.name, passed, worst, what };
+        let proof = match first == again {
+            true => proof(judged.passed, judged.worst, judged.what),
+            false => proof(false, f64::INFINITY, "two runs gave different bytes".to_string()),
+        };
+        Ok((proof, first))
+    }
 }
 
 /// Integers are compared byte by byte as numbers: counts and packed pixels alike.

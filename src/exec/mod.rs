@@ -4,7 +4,10 @@ pub mod bench;
 pub mod check;
 pub mod cpu;
 pub mod gpu;
+pub mod kept;
+pub mod tuner;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::base::{Error, Kind, Result};
@@ -18,15 +21,45 @@ pub enum Device {
     Gpu(Arc<Gpu>),
 }
 
+/// Whether the kernels of a GPU are measured or chosen by the written heuristic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tune {
+    /// On hardware, where there is a folder to keep the choice in.
+    #[default]
+    Auto,
+    On,
+    Off,
+}
+
+/// How a GPU is opened. The default keeps nothing and measures nothing.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub tune: Tune,
+    /// The folder for what is learnt about adapters.
+    pub cache: Option<PathBuf>,
+    /// Told, in a line, what takes a while.
+    pub say: fn(&str),
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings { tune: Tune::Auto, cache: None, say: |_| {} }
+    }
+}
+
 impl Device {
     /// Opens the device that `request` names: `auto`, `cpu`, `gpu`, an index of [`gpu::adapters`] or a part of a name.
     pub fn open(request: &str) -> Result<Device> {
+        Device::open_with(request, &Settings::default())
+    }
+
+    pub fn open_with(request: &str, settings: &Settings) -> Result<Device> {
         if request == "cpu" {
             return Ok(Device::Cpu);
         }
         match choose(request, &gpu::adapters())? {
             None => Ok(Device::Cpu),
-            Some(index) => Ok(Device::Gpu(Gpu::open(index)?)),
+            Some(index) => Ok(Device::Gpu(Gpu::open_with(index, settings)?)),
         }
     }
 
@@ -42,17 +75,12 @@ impl Device {
         self.gpu().map_or(Limits::HOST, |gpu| gpu.limits())
     }
 
-    /// Freezes `tape` for this device and prepares it.
+    /// Freezes `tape` for this device, chooses its kernels and prepares it.
     pub fn prepare(&self, tape: Tape, options: &Options) -> Result<Box<dyn Session>> {
         let plan = Plan::freeze(tape, &Options { limits: self.limits(), ..options.clone() })?;
-        self.session(plan)
-    }
-
-    /// Prepares a plan that was frozen with this device's limits.
-    pub fn session(&self, plan: Plan) -> Result<Box<dyn Session>> {
         match self {
             Device::Cpu => Ok(Box::new(cpu::CpuSession::new(plan))),
-            Device::Gpu(gpu) => Ok(Box::new(gpu::GpuSession::new(gpu, plan)?)),
+            Device::Gpu(gpu) => Ok(Box::new(gpu::GpuSession::new(gpu, tuner::choose_kernels(gpu, plan)?)?)),
         }
     }
 
@@ -113,6 +141,8 @@ mod tests {
         AdapterSummary {
             index,
             name: name.to_string(),
+            vendor: 0,
+            device: 0,
             backend: "Vulkan".to_string(),
             driver: String::new(),
             kind,

@@ -45,6 +45,7 @@ pub static OP: Op = Op {
     variants: &[
         Variant {
             name: "direct",
+            family: "direct",
             source: &[ELEM, include_str!("../../shaders/attention.wgsl")],
             workgroup: 64,
             meant_for: Machine::Any,
@@ -57,6 +58,7 @@ pub static OP: Op = Op {
         },
         Variant {
             name: "rows",
+            family: "rows",
             source: &[ELEM, include_str!("../../shaders/attention_rows.wgsl")],
             workgroup: 32,
             meant_for: Machine::Any,
@@ -72,6 +74,7 @@ pub static OP: Op = Op {
         },
         Variant {
             name: "shared",
+            family: "shared",
             source: &[ELEM, TILE_64, TILE_STORE, include_str!("../../shaders/attention_shared.wgsl")],
             workgroup: 256,
             meant_for: Machine::Hardware,

@@ -77,6 +77,7 @@ pub static OP: Op = Op {
         Variant::per_element(&[ELEM, LINEAR_INDEX, include_str!("../../shaders/conv2d.wgsl")]),
         Variant {
             name: "tiled",
+            family: "tiled",
             source: &[ELEM, include_str!("../../shaders/conv2d_tiled.wgsl")],
             workgroup: 16,
             meant_for: Machine::Any,
@@ -94,6 +95,7 @@ pub static OP: Op = Op {
         // Last but one: with indices into its sums that were not constant it ran at a fifteenth of what it can (docs/performance.md).
         Variant {
             name: "shared_128",
+            family: "shared",
             source: &[ELEM, TILE_128, TILE_STORE, SHARED],
             workgroup: 256,
             meant_for: Machine::Hardware,
@@ -103,6 +105,7 @@ pub static OP: Op = Op {
         },
         Variant {
             name: "shared_64",
+            family: "shared",
             source: &[ELEM, TILE_64, TILE_STORE, SHARED],
             workgroup: 256,
             meant_for: Machine::Hardware,

@@ -26,6 +26,7 @@ pub static OP: Op = Op {
     tolerance: Tolerance { relative: 0.0, reason: "counts" },
     variants: &[Variant {
         name: "direct",
+        family: "direct",
         source: &[ELEM, TREE_U32, include_str!("../../shaders/count_nonfinite.wgsl")],
         workgroup: 256,
         meant_for: Machine::Any,

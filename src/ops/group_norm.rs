@@ -34,6 +34,7 @@ pub static OP: Op = Op {
     variants: &[
         Variant {
             name: "direct",
+            family: "direct",
             source: &[ELEM, TREE_F32, activation::SIGMOID, include_str!("../../shaders/group_norm.wgsl")],
             workgroup: 64,
             meant_for: Machine::Any,
@@ -43,6 +44,7 @@ pub static OP: Op = Op {
         },
         Variant {
             name: "wide",
+            family: "wide",
             source: &[ELEM, TREE_F32, activation::SIGMOID, include_str!("../../shaders/group_norm_wide.wgsl")],
             workgroup: 256,
             meant_for: Machine::Hardware,

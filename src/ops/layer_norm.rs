@@ -30,6 +30,7 @@ pub static OP: Op = Op {
     tolerance: Tolerance { relative: 2e-5, reason: "the mean is rounded to f32: with |mean| = 100 deviations its half ulp is 4e-6 deviations" },
     variants: &[Variant {
         name: "direct",
+        family: "direct",
         source: &[ELEM, TREE_F32, include_str!("../../shaders/layer_norm.wgsl")],
         workgroup: 64,
         meant_for: Machine::Any,

@@ -42,6 +42,7 @@ pub static OP: Op = Op {
         Variant::per_element(&[ELEM, LINEAR_INDEX, include_str!("../../shaders/matmul.wgsl")]),
         Variant {
             name: "tiled",
+            family: "tiled",
             source: &[ELEM, include_str!("../../shaders/matmul_tiled.wgsl")],
             workgroup: 16,
             meant_for: Machine::Any,
@@ -58,6 +59,7 @@ pub static OP: Op = Op {
         // Last but one: with indices into its sums that were not constant it ran at a fifteenth of what it can (docs/performance.md).
         Variant {
             name: "shared_128",
+            family: "shared",
             source: &[ELEM, TILE_128, TILE_STORE, SHARED],
             workgroup: 256,
             meant_for: Machine::Hardware,
@@ -67,6 +69,7 @@ pub static OP: Op = Op {
         },
         Variant {
             name: "shared_64",
+            family: "shared",
             source: &[ELEM, TILE_64, TILE_STORE, SHARED],
             workgroup: 256,
             meant_for: Machine::Hardware,

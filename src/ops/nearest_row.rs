@@ -33,6 +33,7 @@ pub static OP: Op = Op {
     tolerance: Tolerance::EXACT,
     variants: &[Variant {
         name: "per_vector",
+        family: "per_vector",
         source: &[ELEM, LINEAR_INDEX, include_str!("../../shaders/nearest_row.wgsl")],
         workgroup: 64,
         meant_for: Machine::Any,

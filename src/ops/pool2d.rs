@@ -97,6 +97,7 @@ pub static OP: Op = Op {
         Variant::per_element(&[ELEM, LINEAR_INDEX, include_str!("../../shaders/pool2d.wgsl")]),
         Variant {
             name: "whole",
+            family: "whole",
             source: &[ELEM, include_str!("../../shaders/pool2d_whole.wgsl")],
             workgroup: 64,
             meant_for: Machine::Any,

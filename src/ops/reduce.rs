@@ -52,6 +52,7 @@ pub static OP: Op = Op {
         Variant::per_element(&[ELEM, LINEAR_INDEX, NAN, REDUCTION, include_str!("../../shaders/reduce.wgsl")]),
         Variant {
             name: "tree",
+            family: "tree",
             source: &[ELEM, NAN, REDUCTION, include_str!("../../shaders/reduce_tree.wgsl")],
             workgroup: 64,
             meant_for: Machine::Any,

@@ -28,6 +28,7 @@ pub static OP: Op = Op {
     tolerance: Tolerance { relative: 5e-6, reason: "exp(x) of WGSL may be wrong by 3 + 2|x| ulp; large |x - max| have small results" },
     variants: &[Variant {
         name: "direct",
+        family: "direct",
         source: &[ELEM, TREE_F32, include_str!("../../shaders/softmax.wgsl")],
         workgroup: 64,
         meant_for: Machine::Any,

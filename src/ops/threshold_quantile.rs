@@ -43,6 +43,7 @@ pub static OP: Op = Op {
     tolerance: Tolerance { relative: 1e-5, reason: "x_0 as in ddim_step; the quantile itself is one of its values or between two" },
     variants: &[Variant {
         name: "direct",
+        family: "direct",
         source: &[ELEM, TREE_U32, DDIM, include_str!("../../shaders/threshold_quantile.wgsl")],
         workgroup: 256,
         meant_for: Machine::Any,

@@ -168,6 +168,9 @@ impl CaseInput {
 pub struct Variant {
     /// The idea: `direct`, `tiled`.
     pub name: &'static str,
+    /// Variants of one family give the same bits: they add in one order. So a family may be chosen by the item alone,
+    /// and the variant in it by the whole batch. `naevus check` compares them.
+    pub family: &'static str,
     /// WGSL fragments, joined in order. WGSL's module scope is order-free.
     pub source: &'static [&'static str],
     /// Invocations of one workgroup, at most: constants may make it smaller.
@@ -195,6 +198,7 @@ impl Variant {
     pub const fn per_element(source: &'static [&'static str]) -> Variant {
         Variant {
             name: "direct",
+            family: "direct",
             source,
             workgroup: 256,
             constants: |_| vec![("WG", 256.0)],
@@ -222,9 +226,15 @@ pub struct Op {
 }
 
 impl Op {
-    /// The variant that runs a step: the last one that accepts its shapes and is meant for the machine.
+    /// The variant that runs a step where nothing was measured: the last one that accepts its shapes and is meant for the machine.
     pub fn choose(&self, view: &StepView, machine: Machine) -> Option<&'static Variant> {
-        self.variants.iter().rev().find(|v| (v.meant_for == Machine::Any || v.meant_for == machine) && (v.accepts)(view))
+        self.choose_of(view, machine, |_| true)
+    }
+
+    /// The same among the variants that are `fit`.
+    pub fn choose_of(&self, view: &StepView, machine: Machine, fit: impl Fn(&Variant) -> bool) -> Option<&'static Variant> {
+        let meant = |v: &Variant| v.meant_for == Machine::Any || v.meant_for == machine;
+        self.variants.iter().rev().find(|v| meant(v) && (v.accepts)(view) && fit(v))
     }
 }
 

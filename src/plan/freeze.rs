@@ -81,6 +81,21 @@ impl Plan {
         Ok(plan)
     }
 
+    /// The same plan with other kernels, one per step. Fails, naming the step, where a limit would be exceeded.
+    pub fn with_kernels(mut self, kernels: Vec<Option<&'static Variant>>, limits: &Limits) -> Result<Plan> {
+        check_limits(&self.tape, &kernels, limits)?;
+        self.kernels = kernels;
+        Ok(self)
+    }
+
+    /// Each step with its place, its kernel and the kernel's family.
+    pub fn kernel_lines(&self) -> impl Iterator<Item = String> {
+        self.tape.steps.iter().zip(&self.kernels).enumerate().map(|(s, (step, kernel))| {
+            let [name, family] = kernel.map_or(["-"; 2], |kernel| [kernel.name, kernel.family]);
+            format!("{s:4} {:<20} {name:<12} of family {family:<12} # {}", step.op.name, step.place)
+        })
+    }
+
     /// Best fit over slots in step order: a slot is free for step s when its tenant was last read before s.
     fn assign(&mut self, kept: &[bool], alias: bool) {
         let used: Vec<bool> = {

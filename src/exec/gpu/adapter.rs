@@ -8,6 +8,9 @@ pub struct AdapterSummary {
     /// Position in this machine's list; `--device <index>`.
     pub index: usize,
     pub name: String,
+    /// PCI numbers of vendor and device.
+    pub vendor: u32,
+    pub device: u32,
     /// Vulkan, Metal or Dx12.
     pub backend: String,
     /// Driver name and version.
@@ -77,6 +80,8 @@ pub(super) fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
     AdapterSummary {
         index,
         name: info.name,
+        vendor: info.vendor,
+        device: info.device,
         backend: format!("{:?}", info.backend),
         driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
         kind,

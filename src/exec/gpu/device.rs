@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, Weak};
 use crate::base::{Array, Error, Kind, Result};
 use crate::exec::gpu::adapter::{self, AdapterKind, AdapterSummary};
 use crate::exec::gpu::pipeline::{Kernel, KernelKey};
+use crate::exec::kept::{Identity, Keeper, Kept};
+use crate::exec::{Settings, Tune};
 use crate::plan::{Limits, Weight};
 
 /// Bytes of weights that may wait for their copy to the device: the driver holds them a second time until then.
@@ -18,14 +20,23 @@ pub struct Gpu {
     pub(super) summary: AdapterSummary,
     pub(super) timestamp_period_ns: Option<f32>,
     pub(super) kernels: Mutex<HashMap<KernelKey, Arc<Kernel>>>,
+    /// How it was opened, and what is known about it.
+    pub(in crate::exec) settings: Settings,
+    pub(in crate::exec) keeper: Option<Keeper>,
+    pub(in crate::exec) kept: Mutex<Kept>,
     weights: Mutex<HashMap<usize, (Weak<Array>, wgpu::Buffer)>>,
     waiting_bytes: Mutex<u64>,
     failure: Arc<Mutex<Option<String>>>,
 }
 
 impl Gpu {
-    /// Opens adapter `index` of [`super::adapters`] with no optional feature but timestamps.
+    /// Opens adapter `index` of [`super::adapters`]; its kernels are chosen by the written heuristic.
     pub fn open(index: usize) -> Result<Arc<Gpu>> {
+        Gpu::open_with(index, &Settings { tune: Tune::Off, ..Settings::default() })
+    }
+
+    /// The same with no optional feature but timestamps, and with what `settings` says.
+    pub fn open_with(index: usize, settings: &Settings) -> Result<Arc<Gpu>> {
         let adapters = adapter::list();
         let place = format!("--device {index}");
         let adapter = adapters.get(index).ok_or_else(|| Error::new(Kind::Device, place, format!("this machine has {} adapters", adapters.len())))?;
@@ -49,10 +60,16 @@ impl Gpu {
             }
         });
         let timestamp_period_ns = summary.timestamps.then(|| queue.get_timestamp_period());
+        let keeper = settings.cache.as_ref().map(|folder| Keeper::new(folder, Identity::of(&summary)));
+        let (kept, note) = keeper.as_ref().map_or((Kept::default(), None), Keeper::read);
+        note.iter().for_each(|note| (settings.say)(note));
         Ok(Arc::new(Gpu {
             device,
             queue,
             summary,
+            settings: settings.clone(),
+            keeper,
+            kept: Mutex::new(kept),
             timestamp_period_ns,
             kernels: Mutex::default(),
             weights: Mutex::default(),
@@ -169,7 +186,7 @@ impl Gpu {
 }
 
 /// A lock that outlives a panic elsewhere: the values behind our locks are valid at every point.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(in crate::exec) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 

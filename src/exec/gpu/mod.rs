@@ -6,8 +6,11 @@ mod device;
 mod pipeline;
 mod proof;
 mod session;
+mod trial;
 
 pub use adapter::{AdapterKind, AdapterSummary, adapters};
 pub use device::Gpu;
+pub(in crate::exec) use device::lock;
 pub use proof::{KernelRun, Timing};
 pub use session::GpuSession;
+pub(in crate::exec) use trial::{Filling, Trial};

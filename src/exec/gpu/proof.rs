@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::base::{Error, Kind, Result};
 use crate::exec::gpu::device::Gpu;
 use crate::exec::gpu::pipeline::{Kernel, uniform_bytes};
-use crate::plan::{Op, Tape, Variant};
+use crate::plan::{Op, Step, Tape, Variant};
 
 /// Values on each side of the output that a kernel must leave alone. 256 bytes: the offset alignment of every device.
 const GUARD: usize = 64;
@@ -50,32 +50,27 @@ impl KernelRun {
             };
             Ok::<_, Error>((kernel, (variant.grid)(view)))
         })?;
-        let len = tape.shape(step.output).numel();
-        let uniform = gpu.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("parameters"),
-            size: uniform_bytes(op),
-            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
-        gpu.queue.write_buffer(&uniform, 0, &step.params);
-        let output = gpu.buffer("output", ((len + 2 * GUARD) * 4) as u64)?;
-        let mut buffers = Vec::with_capacity(inputs.len());
-        for values in inputs {
-            let buffer = gpu.buffer("input", (values.len() * 4) as u64)?;
-            gpu.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(values));
-            buffers.push(buffer);
+        let buffers = StepBuffers::of(gpu, tape, step, inputs.iter().map(|values| values.len()).collect())?;
+        for (buffer, values) in buffers.inputs.iter().zip(inputs) {
+            gpu.queue.write_buffer(&buffer.0, 0, bytemuck::cast_slice(values));
         }
+        KernelRun::bound(gpu, kernel, grid, op.name, &buffers)
+    }
+
+    /// A compiled kernel on the buffers of its step.
+    pub(super) fn bound(gpu: &Arc<Gpu>, kernel: Arc<Kernel>, grid: [u32; 3], label: &str, buffers: &StepBuffers) -> Result<Self> {
+        let (output, len) = (&buffers.output, buffers.len);
         let bound = |buffer, offset: usize, len: usize| {
             wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset: (offset * 4) as u64, size: std::num::NonZeroU64::new((len * 4) as u64) })
         };
-        let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: uniform.as_entire_binding() }];
-        for (at, (buffer, values)) in buffers.iter().zip(inputs).enumerate() {
-            entries.push(wgpu::BindGroupEntry { binding: at as u32 + 1, resource: bound(buffer, 0, values.len()) });
+        let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: buffers.uniform.as_entire_binding() }];
+        for (at, (buffer, len)) in buffers.inputs.iter().enumerate() {
+            entries.push(wgpu::BindGroupEntry { binding: at as u32 + 1, resource: bound(buffer, 0, *len) });
         }
-        entries.push(wgpu::BindGroupEntry { binding: inputs.len() as u32 + 1, resource: bound(&output, GUARD, len) });
-        let bindings = gpu.device.create_bind_group(&wgpu::BindGroupDescriptor { label: Some(op.name), layout: &kernel.layout, entries: &entries });
+        entries.push(wgpu::BindGroupEntry { binding: entries.len() as u32, resource: bound(output, GUARD, len) });
+        let bindings = gpu.device.create_bind_group(&wgpu::BindGroupDescriptor { label: Some(label), layout: &kernel.layout, entries: &entries });
         gpu.health()?;
-        Ok(KernelRun { gpu: Arc::clone(gpu), kernel, bindings, output, len, grid })
+        Ok(KernelRun { gpu: Arc::clone(gpu), kernel, bindings, output: output.clone(), len, grid })
     }
 
     /// Poisons the output, runs once, checks the guard bands, and returns the output. Unwritten values stay NaN.
@@ -108,25 +103,16 @@ impl KernelRun {
             self.submit(repeats, None)?;
             self.gpu.wait()?;
         }
-        let stamps = self.gpu.timestamp_period_ns.map(|period| (self.stamps(), period));
+        let clock = Clock::new(&self.gpu);
         let mut samples_ms = Vec::new();
         let start = Instant::now();
         while samples_ms.is_empty() || (samples_ms.len() < 5 && start.elapsed() < 10 * budget) || (start.elapsed() < budget && samples_ms.len() < 200) {
-            let sample = Instant::now();
-            self.submit(repeats, stamps.as_ref().map(|((set, _), _)| set))?;
-            let total_ms = match &stamps {
-                Some(((set, resolved), period)) => self.resolve(set, resolved, *period)?,
-                None => {
-                    self.gpu.wait()?;
-                    sample.elapsed().as_secs_f64() * 1e3
-                }
-            };
-            samples_ms.push(total_ms / f64::from(repeats));
+            samples_ms.push(clock.measure(self, repeats)?);
         }
-        Ok(Timing { samples_ms, timer: if stamps.is_some() { "gpu" } else { "wall" } })
+        Ok(Timing { samples_ms, timer: clock.name() })
     }
 
-    fn submit(&self, repeats: u32, stamps: Option<&wgpu::QuerySet>) -> Result<()> {
+    pub(super) fn submit(&self, repeats: u32, stamps: Option<&wgpu::QuerySet>) -> Result<()> {
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
         {
             let timestamp_writes = stamps.map(|query_set| wgpu::ComputePassTimestampWrites {
@@ -144,16 +130,72 @@ impl KernelRun {
         self.gpu.queue.submit([encoder.finish()]);
         self.gpu.health()
     }
+}
 
-    fn stamps(&self) -> (wgpu::QuerySet, wgpu::Buffer) {
-        let set = self.gpu.device.create_query_set(&wgpu::QuerySetDescriptor { label: None, ty: wgpu::QueryType::Timestamp, count: 2 });
-        let resolved = self.gpu.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("timestamps"),
-            size: 256,
-            usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
+/// The buffers that one step binds, each of its own; the output between guard bands.
+pub(super) struct StepBuffers {
+    pub uniform: wgpu::Buffer,
+    /// With their lengths in values.
+    pub inputs: Vec<(wgpu::Buffer, usize)>,
+    output: wgpu::Buffer,
+    len: usize,
+}
+
+impl StepBuffers {
+    /// For `step` of `tape`, with inputs of these lengths that hold nothing yet.
+    pub fn of(gpu: &Gpu, tape: &Tape, step: &Step, inputs: Vec<usize>) -> Result<Self> {
+        let len = tape.shape(step.output).numel();
+        let uniform = gpu.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("parameters"),
+            size: uniform_bytes(step.op),
+            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
-        (set, resolved)
+        gpu.queue.write_buffer(&uniform, 0, &step.params);
+        let output = gpu.buffer("output", ((len + 2 * GUARD) * 4) as u64)?;
+        let inputs = inputs.into_iter().map(|len| Ok((gpu.buffer("input", (len * 4) as u64)?, len))).collect::<Result<_>>()?;
+        Ok(StepBuffers { uniform, inputs, output, len })
+    }
+}
+
+/// Measures kernels by timestamps on the device, or by the host's clock where there are none.
+pub(super) struct Clock {
+    gpu: Arc<Gpu>,
+    stamps: Option<(wgpu::QuerySet, wgpu::Buffer, f32)>,
+}
+
+impl Clock {
+    pub fn new(gpu: &Arc<Gpu>) -> Clock {
+        let stamps = gpu.timestamp_period_ns.map(|period_ns| {
+            let set = gpu.device.create_query_set(&wgpu::QuerySetDescriptor { label: None, ty: wgpu::QueryType::Timestamp, count: 2 });
+            let resolved = gpu.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("timestamps"),
+                size: 256,
+                usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
+                mapped_at_creation: false,
+            });
+            (set, resolved, period_ns)
+        });
+        Clock { gpu: Arc::clone(gpu), stamps }
+    }
+
+    /// `gpu` (timestamps) or `wall`.
+    pub fn name(&self) -> &'static str {
+        if self.stamps.is_some() { "gpu" } else { "wall" }
+    }
+
+    /// Milliseconds of one dispatch, as the mean of `repeats`.
+    pub fn measure(&self, run: &KernelRun, repeats: u32) -> Result<f64> {
+        let start = Instant::now();
+        run.submit(repeats, self.stamps.as_ref().map(|(set, ..)| set))?;
+        let total_ms = match &self.stamps {
+            Some((set, resolved, period_ns)) => self.resolve(set, resolved, *period_ns)?,
+            None => {
+                self.gpu.wait()?;
+                start.elapsed().as_secs_f64() * 1e3
+            }
+        };
+        Ok(total_ms / f64::from(repeats))
     }
 
     fn resolve(&self, set: &wgpu::QuerySet, resolved: &wgpu::Buffer, period_ns: f32) -> Result<f64> {
