@@ -31,7 +31,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("ctrlc", &["cli", "main.rs"]),
     ("fast_image_resize", &["driver"]),
     ("gemm", &["ops"]),
-    ("half", &["base", "weights"]),
+    ("half", &["base", "exec", "ops", "weights"]),
     ("image", &["driver"]),
     ("indicatif", &["cli", "main.rs"]),
     ("libm", &[]),

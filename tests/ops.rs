@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use naevus::base::{DType, Result};
-use naevus::exec::check::{prove_op, prove_twin};
+use naevus::exec::check::{prove_op, prove_twin, storages};
 use naevus::exec::gpu::{Gpu, KernelRun, adapters};
 use naevus::ops;
 use naevus::ops::activation::Function;
@@ -25,14 +25,17 @@ fn every_kernel_agrees_with_its_twin() {
     let Some(gpu) = gpu() else { return };
     let mut proved = 0;
     for op in ops::ALL {
-        let proofs = prove_op(&gpu, op, false);
-        for variant in op.variants {
-            assert!(proofs.iter().any(|p| p.variant == variant.name), "{} {}: no case", op.name, variant.name);
+        for &floats in storages(&gpu, op) {
+            let proofs = prove_op(&gpu, op, floats, false);
+            for variant in op.variants {
+                assert!(proofs.iter().any(|p| p.variant == variant.name), "{} {} {floats:?}: no case", op.name, variant.name);
+            }
+            for proof in &proofs {
+                assert!(proof.passed, "{} {} {floats:?} {}: {}", proof.op, proof.variant, proof.case, proof.what);
+            }
+            println!("{} {floats:?}: worst {:.1e}", op.name, proofs.iter().map(|p| p.worst).fold(0.0, f64::max));
+            proved += proofs.len();
         }
-        for proof in &proofs {
-            assert!(proof.passed, "{} {} {}: {}", proof.op, proof.variant, proof.case, proof.what);
-        }
-        proved += proofs.len();
     }
     assert!(proved > 100, "only {proved} proofs");
 }
@@ -103,10 +106,12 @@ fn broken_kernels_are_found() {
     let Some(gpu) = gpu() else { return };
     for name in ["activation", "binary", "conv2d", "matmul", "attention", "channel_affine", "gated", "group_norm", "reduce"] {
         let op = ops::ALL.iter().find(|op| op.name == name).expect("the op exists");
-        let proofs = prove_op(&gpu, op, true);
-        for variant in op.variants {
-            let of_variant: Vec<_> = proofs.iter().filter(|p| p.variant == variant.name).collect();
-            assert!(of_variant.iter().any(|p| !p.passed), "{name} {}: broken, and nothing failed", variant.name);
+        for &floats in storages(&gpu, op) {
+            let proofs = prove_op(&gpu, op, floats, true);
+            for variant in op.variants {
+                let of_variant: Vec<_> = proofs.iter().filter(|p| p.variant == variant.name).collect();
+                assert!(of_variant.iter().any(|p| !p.passed), "{name} {} {floats:?}: broken, and nothing failed", variant.name);
+            }
         }
     }
 }
@@ -118,7 +123,7 @@ fn a_family_that_is_none_is_found() {
     let op = &ops::attention::OP;
     let claim = |v: &Variant| Variant { family: "one", ..*v };
     let variants: &'static [Variant] = Vec::leak(op.variants.iter().map(claim).collect());
-    let proofs = prove_op(&gpu, Box::leak(Box::new(Op { variants, ..*op })), false);
+    let proofs = prove_op(&gpu, Box::leak(Box::new(Op { variants, ..*op })), DType::F32, false);
     let found = proofs.iter().find(|p| !p.passed).expect("the kernels of attention add in different orders");
     assert!(found.what.contains("other bits than direct, of the same family"), "{}", found.what);
 }

@@ -79,7 +79,7 @@ fn live_tensors_never_share_a_slot() {
         }
         written[step.output.index()] = true;
         if let Storage::Slot(slot) = plan.storage[step.output.index()] {
-            assert!(plan.slots[slot] >= plan.tape.shape(step.output).bytes());
+            assert!(plan.slots[slot] >= plan.tape.info(step.output).bytes());
         }
     }
     let unshared = Plan::freeze(unet_tape(&model, 2), &Options { alias: false, ..Options::default() }).unwrap();

@@ -1,10 +1,11 @@
-//! Every shader against its card, without a GPU: it is valid WGSL that needs no optional feature, it translates to SPIR-V,
+//! Every shader against its card, without a GPU: it is valid WGSL that needs no optional feature but f16 where it stores f16, it translates to SPIR-V,
 //! MSL and HLSL, its bindings and its uniform struct are the op's, and its workgroup fits every device.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use naevus::base::DType;
+use naevus::exec::precision::stored_as_f16;
 use naevus::ops;
 use naevus::plan::{Field, Op, Variant};
 
@@ -39,7 +40,9 @@ fn inspect(source: &str, expected: &Expected) -> Result<(), String> {
 }
 
 fn validate(module: &Module) -> Result<ModuleInfo, String> {
-    Validator::new(ValidationFlags::all(), Capabilities::empty()).validate(module).map_err(|e| format!("{:?}", e.into_inner()))
+    let f16 = module.types.iter().any(|(_, t)| t.inner.scalar().is_some_and(|s| s.kind == ScalarKind::Float && s.width == 2));
+    let capabilities = if f16 { Capabilities::SHADER_FLOAT16 } else { Capabilities::empty() };
+    Validator::new(ValidationFlags::all(), capabilities).validate(module).map_err(|e| format!("{:?}", e.into_inner()))
 }
 
 /// Binding 0 is the uniform `p`; then come the inputs, read-only, and the output, read-write.
@@ -70,8 +73,9 @@ fn check_bindings(module: &Module, expected: &Expected) -> Result<(), String> {
             return Err(format!("binding {binding} is {space:?}, expected binding {at} in {wanted:?}"));
         }
         let kind = at.checked_sub(1).map(|i| if expected.buffers[i] == DType::U32 { ScalarKind::Uint } else { ScalarKind::Float });
-        if element.map(|s| s.kind) != kind || element.is_some_and(|s| s.width != 4) {
-            return Err(format!("binding {at} holds {element:?}, expected {kind:?} of 4 bytes"));
+        let width = at.checked_sub(1).map(|i| expected.buffers[i].bytes() as u8);
+        if element.map(|s| s.kind) != kind || element.map(|s| s.width) != width {
+            return Err(format!("binding {at} holds {element:?}, expected {kind:?} of {width:?} bytes"));
         }
     }
     Ok(())
@@ -123,7 +127,7 @@ fn translate(module: &Module, info: &ModuleInfo) -> Result<(), String> {
         return Err(format!("MSL: {e}"));
     }
     let mut text = String::new();
-    let options = hlsl::Options::default();
+    let options = hlsl::Options { shader_model: hlsl::ShaderModel::V6_2, ..Default::default() };
     let pipeline = hlsl::PipelineOptions::default();
     hlsl::Writer::new(&mut text, &options, &pipeline).write(module, info, None).map_err(|e| format!("HLSL: {e}"))?;
     if !text.contains("numthreads") {
@@ -133,10 +137,13 @@ fn translate(module: &Module, info: &ModuleInfo) -> Result<(), String> {
 }
 
 /// What `variant` must agree with, once for each set of constants that the op's cases and bench rows lead to.
-fn expectations(op: &'static Op, variant: &'static Variant) -> Vec<Expected> {
+fn expectations(op: &'static Op, variant: &'static Variant, floats: DType) -> Vec<Expected> {
     let mut found: Vec<Expected> = Vec::new();
     for case in (op.cases)().iter().chain((op.bench)().iter()) {
-        let (tape, _) = ops::case::record(case).unwrap();
+        let (mut tape, _) = ops::case::record(case).unwrap();
+        if floats == DType::F16 {
+            tape = stored_as_f16(tape);
+        }
         for step in tape.steps().iter().filter(|s| s.op.name == op.name) {
             let (accepted, constants, grid) = tape.view(step, |view| ((variant.accepts)(view), (variant.constants)(view), (variant.grid)(view)));
             if !accepted {
@@ -160,11 +167,12 @@ fn every_shader_agrees_with_its_card() {
     let mut inspected = 0;
     for op in ops::ALL {
         assert!(!op.variants.is_empty(), "{} has no shader", op.name);
-        for variant in op.variants {
-            let source = variant.source.join("\n");
-            let expected = expectations(op, variant);
+        let floats: &[DType] = if op.f16 { &[DType::F32, DType::F16] } else { &[DType::F32] };
+        for (variant, &floats) in op.variants.iter().flat_map(|v| floats.iter().map(move |f| (v, f))) {
+            let source = variant.wgsl(floats);
+            let expected = expectations(op, variant, floats);
             if expected.is_empty() {
-                failures.push(format!("{} {}: no case is meant for this variant", op.name, variant.name));
+                failures.push(format!("{} {} {floats:?}: no case is meant for this variant", op.name, variant.name));
             }
             for expected in &expected {
                 inspected += 1;
@@ -172,7 +180,7 @@ fn every_shader_agrees_with_its_card() {
                     failures.push(format!("{} {}: {} storage buffers, at most {STORAGE_BUFFERS}", op.name, variant.name, expected.buffers.len()));
                 }
                 if let Err(e) = inspect(&source, expected) {
-                    failures.push(format!("{} {} {:?}: {e}", op.name, variant.name, expected.constants));
+                    failures.push(format!("{} {} {floats:?} {:?}: {e}", op.name, variant.name, expected.constants));
                 }
             }
         }
@@ -218,7 +226,7 @@ fn the_list_is_the_shader_files() {
     assert_eq!(stems("shaders", "wgsl"), expected);
     for fragment in stems("shaders/lib", "wgsl") {
         let text = read(&format!("shaders/lib/{fragment}.wgsl"));
-        let used = ops::ALL.iter().flat_map(|op| op.variants).any(|v| v.source.contains(&text.as_str()));
+        let used = ops::ALL.iter().flat_map(|op| op.variants).any(|v| v.source.contains(&text.as_str()) || v.wgsl(DType::F16).contains(&text));
         assert!(used, "no shader uses lib/{fragment}.wgsl");
     }
 }
@@ -227,7 +235,7 @@ fn the_list_is_the_shader_files() {
 #[test]
 fn broken_shaders_are_refused() {
     let op = &ops::layer_norm::OP;
-    let expected = || expectations(op, &op.variants[0]).remove(0);
+    let expected = || expectations(op, &op.variants[0], DType::F32).remove(0);
     let source = op.variants[0].source.join("\n");
     assert_eq!(inspect(&source, &expected()), Ok(()));
     // What is replaced, by what, and what the refusal speaks of.

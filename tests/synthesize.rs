@@ -96,7 +96,16 @@ impl Bench {
         let data = self.data();
         let mut settings = settings.clone();
         settings.sampling.dataset_sha256 = dataset_sha256(&data);
-        let job = Job { model: &self.model, scheduler: &self.scheduler, data: &data, settings: &settings, out, device: "cpu", precision: "f32" };
+        let job = Job {
+            model: &self.model,
+            scheduler: &self.scheduler,
+            data: &data,
+            settings: &settings,
+            out,
+            device: "cpu",
+            precision: "f32",
+            ends_at_nonfinite: false,
+        };
         let mut told = vec![];
         let mut on_event = |event: Event| match event {
             Event::Planned { samples, resumed } => told.push(format!("planned {samples}, {resumed} are there")),
@@ -287,7 +296,16 @@ fn a_stop_ends_the_run_between_batches() {
     let (data, stop, out) = (bench.data(), AtomicBool::new(false), bench.path("out"));
     let mut settings = bench.settings.clone();
     settings.sampling.dataset_sha256 = dataset_sha256(&data);
-    let job = Job { model: &bench.model, scheduler: &bench.scheduler, data: &data, settings: &settings, out: &out, device: "cpu", precision: "f32" };
+    let job = Job {
+        model: &bench.model,
+        scheduler: &bench.scheduler,
+        data: &data,
+        settings: &settings,
+        out: &out,
+        device: "cpu",
+        precision: "f32",
+        ends_at_nonfinite: false,
+    };
     let mut steps = vec![];
     let mut on_event = |event: Event| {
         if let Event::Step { done, of, images } = event {

@@ -1,13 +1,29 @@
-//! Shapes of tensors and the two element types of a buffer.
+//! Shapes of tensors and the element types of a buffer.
 
 use std::fmt;
 
-/// Element type of a tape tensor. Both are four bytes wide.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Element type of a tape tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
     F32,
+    /// Storage alone: kernels compute in f32. The host sees f32.
+    F16,
     /// Indices, counts and packed RGBA pixels.
     U32,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub fn bytes(self) -> u64 {
+        match self {
+            DType::F16 => 2,
+            DType::F32 | DType::U32 => 4,
+        }
+    }
+
+    pub fn is_float(self) -> bool {
+        self != DType::U32
+    }
 }
 
 /// Sizes of a tensor's axes, outermost first.
@@ -32,9 +48,9 @@ impl Shape {
         self.0.iter().fold(1usize, |n, &d| n.saturating_mul(d))
     }
 
-    /// Bytes of the tensor in a buffer (four per element).
-    pub fn bytes(&self) -> u64 {
-        (self.numel() as u64).saturating_mul(4)
+    /// Bytes of a tensor of this shape in a buffer: a whole number of four-byte words.
+    pub fn bytes(&self, dtype: DType) -> u64 {
+        (self.numel() as u64).saturating_mul(dtype.bytes()).saturating_add(3) / 4 * 4
     }
 
     /// The last axis; 1 for a scalar.

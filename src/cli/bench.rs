@@ -230,7 +230,7 @@ fn report(device: &Device, ceilings: &Ceilings, rows: &[Row]) -> Value {
         "device": { "name": device.describe(), "backend": device.backend(), "driver": driver, "threads": rayon::current_num_threads() },
         "ceilings": { "copy_gb_s": ceilings.copy_bytes_per_s / 1e9, "product_tflop_s": ceilings.product_flop_per_s / 1e12 },
         "rows": rows.iter().map(|r| json!({
-            "name": r.name, "variant": r.variant, "shape": r.shape, "precision": "f32",
+            "name": r.name, "variant": r.variant, "shape": r.shape, "precision": r.precision.to_string(),
             "median_ms": r.spread.median_ms, "mad_ms": r.spread.mad_ms, "min_ms": r.spread.min_ms, "max_ms": r.spread.max_ms, "runs": r.spread.runs,
             "timer": r.timer, "flops": r.cost.flops, "bytes": r.cost.bytes,
             "tflop_s": r.flop_per_s() / 1e12, "gb_s": r.bytes_per_s() / 1e9,

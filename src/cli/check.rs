@@ -8,7 +8,7 @@ use super::{Common, Outcome, speech};
 use crate::base::files::write_whole;
 use crate::base::{Error, Kind, Result};
 use crate::exec::Device;
-use crate::exec::check::{Proof, prove_op, prove_twin};
+use crate::exec::check::{Proof, prove_op, prove_twin, storages};
 use crate::ops;
 
 #[derive(clap::Args)]
@@ -46,7 +46,9 @@ pub(crate) fn run(common: &Common, args: &CheckArgs) -> Result<Outcome> {
         // The judge is judged first: a twin that does not agree with PyTorch proves nothing.
         let mut rows = prove_twin(op);
         if let Device::Gpu(gpu) = &device {
-            rows.extend(prove_op(gpu, op, args.sabotage.as_deref() == Some(op.name)));
+            for &floats in storages(gpu, op) {
+                rows.extend(prove_op(gpu, op, floats, args.sabotage.as_deref() == Some(op.name)));
+            }
         }
         if !common.json {
             print_rows(common, op.name, &rows)?;

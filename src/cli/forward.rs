@@ -12,6 +12,7 @@ use super::{Common, Outcome};
 use crate::base::{Array, Error, Kind, Result, Shape};
 use crate::diffusion::tiles::Tiles;
 use crate::exec::Device;
+use crate::exec::precision::Precision;
 use crate::models::{Component, Lora};
 use crate::plan::{Layout, Options, Session, Tape};
 use crate::weights::{Store, Writer};
@@ -87,37 +88,48 @@ pub(crate) fn run(common: &Common, args: &ForwardArgs) -> Result<Outcome> {
     if matches!(tiles, Tiles::Pixels(_)) && !args.tap.is_empty() {
         return Err(Error::new(Kind::Usage, "--tap", "a module's result has no place in a run in tiles, expected --tiles auto or off"));
     }
-    let device = common.open_device()?;
-    let store = Store::open(&args.inputs)?;
+    let mut device = common.open_device()?;
     let loras = args.lora.open()?;
     let mut out = Writer::new();
-    match args.component.component() {
-        None => {
-            if !args.tap.is_empty() {
-                return Err(Error::new(Kind::Usage, "--tap", "--component inpaint has none; use the components"));
-            }
-            super::inpaint::forward(&device, (&args.model, &loras), &args.inpaint, tiles, &options(args), &Tensors::new(store), &mut out)?;
+    match compute(common, &device, args, tiles, &loras, &mut out) {
+        Err(e) if e.kind() == Kind::Numeric && device.precision() == Precision::F16 => {
+            common.widen(&mut device, common.device.as_deref().unwrap_or("auto"), &e)?;
+            out = Writer::new();
+            compute(common, &device, args, tiles, &loras, &mut out)?;
         }
-        Some(_) if args.inpaint.given() => {
-            return Err(Error::new(
-                Kind::Usage,
-                "--prompts, --class-tokens, --scheduler, --steps, --guidance, --eta, --strength, --posterior",
-                "these flags belong to --component inpaint",
-            ));
-        }
-        Some(component) if matches!(tiles, Tiles::Pixels(_)) && !tiles::may_be_cut(component) => {
-            return Err(Error::new(Kind::Usage, "--tiles", format!("{} has none, expected vae-encoder, vae-decoder or inpaint", component.name())));
-        }
-        Some(component) => forward(common, &device, args, component, &loras, &store, &mut out)?,
+        done => done?,
     }
     out.metadata("naevus_version", env!("CARGO_PKG_VERSION"));
     out.metadata("device", &device.describe());
+    out.metadata("precision", &device.precision().to_string());
     if !loras.is_empty() {
         out.metadata("loras", &serde_json::Value::Array(lora::report(&loras)?).to_string());
     }
     out.write(&args.out)?;
     common.say(format_args!("wrote {}", args.out.display()));
     Ok(Outcome::Done)
+}
+
+/// Runs what was asked for on `device` and adds its results to the file.
+fn compute(common: &Common, device: &Device, args: &ForwardArgs, tiles: Tiles, loras: &[Lora], out: &mut Writer) -> Result<()> {
+    let store = Store::open(&args.inputs)?;
+    match args.component.component() {
+        None => {
+            if !args.tap.is_empty() {
+                return Err(Error::new(Kind::Usage, "--tap", "--component inpaint has none; use the components"));
+            }
+            super::inpaint::forward(device, (&args.model, loras), &args.inpaint, tiles, &options(args), &Tensors::new(store), out)
+        }
+        Some(_) if args.inpaint.given() => Err(Error::new(
+            Kind::Usage,
+            "--prompts, --class-tokens, --scheduler, --steps, --guidance, --eta, --strength, --posterior",
+            "these flags belong to --component inpaint",
+        )),
+        Some(component) if matches!(tiles, Tiles::Pixels(_)) && !tiles::may_be_cut(component) => {
+            Err(Error::new(Kind::Usage, "--tiles", format!("{} has none, expected vae-encoder, vae-decoder or inpaint", component.name())))
+        }
+        Some(component) => forward(common, device, args, component, loras, &store, out),
+    }
 }
 
 /// Time since `start` in words.

@@ -22,6 +22,7 @@ mod tiles;
 use clap::{Args, Parser, Subcommand};
 
 use crate::base::{Error, Kind, Result};
+use crate::exec::precision::Precision;
 use crate::exec::{Device, Settings, Tune};
 
 /// How a verb ended.
@@ -46,7 +47,7 @@ struct Cli {
 pub(crate) struct Common {
     #[arg(long, global = true, value_name = "DEVICE", help = "auto (default), cpu, gpu, an index of `naevus devices`, or a part of an adapter's name")]
     device: Option<String>,
-    /// auto, f32 or f16
+    /// How a GPU stores weights and activations, auto (f32), f32 or f16; sums are f32 in either
     #[arg(long, global = true, default_value = "auto")]
     precision: String,
     /// Choose a GPU's kernels by measuring them, once per adapter and driver, on software adapters too [default: on hardware]
@@ -134,20 +135,32 @@ fn dispatch(cli: &Cli) -> Result<Outcome> {
 impl Common {
     /// Opens the device and says which one it is: the first line on stderr.
     fn open_device(&self) -> Result<Device> {
-        self.open(self.device.as_deref().unwrap_or("auto"))
+        self.open(self.device.as_deref().unwrap_or("auto"), self.precision()?)
     }
 
-    fn open(&self, request: &str) -> Result<Device> {
-        match self.precision.as_str() {
-            "auto" | "f32" => {}
-            "f16" => return Err(Error::new(Kind::Usage, "--precision f16", "this version computes in f32 only; expected auto or f32")),
-            other => return Err(Error::new(Kind::Usage, format!("--precision {other}"), "expected auto, f32 or f16")),
+    fn open(&self, request: &str, precision: Precision) -> Result<Device> {
+        let settings = Settings { precision, ..self.settings()? };
+        let device = Device::open_with(request, &settings)?;
+        if device.precision() != settings.precision {
+            return Err(Error::new(Kind::Usage, "--precision f16", "the CPU executor has f32 only; choose a GPU with --device"));
         }
-        let device = Device::open_with(request, &self.settings()?)?;
-        if !self.quiet {
-            eprintln!("device: {}; precision: f32", device.describe());
-        }
+        self.say(format_args!("device: {}; precision: {}", device.describe(), device.precision()));
         Ok(device)
+    }
+
+    fn precision(&self) -> Result<Precision> {
+        match self.precision.as_str() {
+            "auto" | "f32" => Ok(Precision::F32),
+            "f16" => Ok(Precision::F16),
+            other => Err(Error::new(Kind::Usage, format!("--precision {other}"), "expected auto, f32 or f16")),
+        }
+    }
+
+    /// The same device in f32, after values that f16 does not hold.
+    fn widen(&self, device: &mut Device, request: &str, overflow: &Error) -> Result<()> {
+        eprintln!("note: {overflow}: f16 does not hold them, going on in f32");
+        *device = self.open(request, Precision::F32)?;
+        Ok(())
     }
 
     fn settings(&self) -> Result<Settings> {
@@ -161,7 +174,7 @@ impl Common {
             _ => Tune::Auto,
         };
         let say: fn(&str) = if self.quiet { |_| {} } else { |line| eprintln!("{line}") };
-        Ok(Settings { tune, cache, say })
+        Ok(Settings { tune, cache, say, ..Settings::default() })
     }
 
     fn say(&self, line: impl std::fmt::Display) {

@@ -20,6 +20,7 @@ use crate::driver::run_settings::{Data, Execution, RunSettings, Sampling, Shard,
 use crate::driver::sources::Policy;
 use crate::driver::synthesize::{Event, Job, Summary, dataset_sha256, synthesize};
 use crate::exec::Device;
+use crate::exec::precision::Precision;
 use crate::models::{InpaintModel, Lora};
 use crate::plan::{Options, Tape};
 
@@ -102,7 +103,11 @@ pub(crate) struct SynthesizeArgs {
 pub(crate) fn run(common: &Common, args: &SynthesizeArgs) -> Result<Outcome> {
     let earlier = args.config.as_deref().map(RunSettings::read).transpose()?;
     let request = common.device.clone().or(earlier.as_ref().map(|s| s.execution.device.clone())).unwrap_or("auto".to_string());
-    let device = common.open(&request)?;
+    let precision = match earlier.as_ref().filter(|_| common.precision == "auto") {
+        Some(settings) if settings.execution.precision == "f16" => Precision::F16,
+        _ => common.precision()?,
+    };
+    let mut device = common.open(&request, precision)?;
     let out = out_folder(args)?;
     let model_path = earlier.as_ref().map_or_else(|| args.model.clone().unwrap_or_default(), |s| s.sampling.model.clone());
     let loras = match &earlier {
@@ -111,7 +116,7 @@ pub(crate) fn run(common: &Common, args: &SynthesizeArgs) -> Result<Outcome> {
     };
     let used_loras = lora::used(&loras)?;
     let conditioning = args.conditions.resolve(args.size, args.classes.as_deref(), earlier.as_ref().map(|s| &s.sampling.conditioning))?;
-    let model = super::conditioning::load(&device, (&model_path, &loras), &conditioning, None)?;
+    let mut model = super::conditioning::load(&device, (&model_path, &loras), &conditioning, None)?;
     let scheduler = match earlier.as_ref().map(|s| &s.sampling.scheduler).or(args.scheduler.as_ref()) {
         Some(name) => Scheduler::read_as(&model.index.scheduler_config, Class::parse("--scheduler", name)?)?,
         None => Scheduler::read(&model.index.scheduler_config)?,
@@ -125,17 +130,33 @@ pub(crate) fn run(common: &Common, args: &SynthesizeArgs) -> Result<Outcome> {
         None => settings(args, &model_path, (model_sha256, used_loras), (&model, &scheduler), &data)?,
     };
     settings.sampling.conditioning = conditioning;
-    settings.execution.device = request;
+    settings.execution.device = request.clone();
+    settings.execution.precision = precision.to_string();
     settings.execution.limit = args.limit;
     settings.execution.batch = batch;
     let stop = progress::interruption()?;
     let description = device.describe();
     let summary = loop {
-        let job = Job { model: &model, scheduler: &scheduler, data: &data, settings: &settings, out: &out, device: &description, precision: "f32" };
+        let (precision, ends_at_nonfinite) = (device.precision().to_string(), device.precision() == Precision::F16);
+        let job = Job {
+            model: &model,
+            scheduler: &scheduler,
+            data: &data,
+            settings: &settings,
+            out: &out,
+            device: &description,
+            precision: &precision,
+            ends_at_nonfinite,
+        };
         match attempt(common, &device, &job, &stop) {
             Err(e) if e.kind() == Kind::Limit && auto && settings.execution.batch > 1 => {
                 settings.execution.batch /= 2;
                 common.say(format_args!("{e}; trying batches of {}", settings.execution.batch));
+            }
+            // The samples that were made stay; the text encoders may have overflowed as well.
+            Err(e) if e.kind() == Kind::Numeric && ends_at_nonfinite => {
+                common.widen(&mut device, &request, &e)?;
+                model = super::conditioning::load(&device, (&model_path, &loras), &settings.sampling.conditioning, None)?;
             }
             done => break done?,
         }

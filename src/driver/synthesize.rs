@@ -35,6 +35,9 @@ pub struct Job<'a> {
     /// As the manifest names them.
     pub device: &'a str,
     pub precision: &'a str,
+    /// Whether the run ends at the first values that are not finite, with the error that names the layer: f16 overflows where f32
+    /// does not.
+    pub ends_at_nonfinite: bool,
 }
 
 /// What a run tells while it runs.
@@ -121,7 +124,7 @@ pub fn dataset_sha256(data: &DataSet) -> String {
 /// Makes the samples that the settings ask for and the output folder does not hold yet.
 ///
 /// A source that can't be used is skipped, told and counted, and the next one stands in. A batch with values that are not finite
-/// fails and the run goes on. Once `stop` is set, the batch in flight is finished and the run ends. Fails before any work when the
+/// fails and the run goes on, unless the job ends there. Once `stop` is set, the batch in flight is finished and the run ends. Fails before any work when the
 /// settings, the data set or the folder can't be used, and later only when the device or the disk does; the manifest is then whole.
 pub fn synthesize(job: &Job, prepare: &mut Prepare, stop: &AtomicBool, on_event: &mut dyn FnMut(Event)) -> Result<Summary> {
     let schedule = job.settings.sampling.schedule(job.scheduler)?;
@@ -273,7 +276,7 @@ impl Run<'_, '_> {
         }
         match self.paint(&ready) {
             Ok(painted) => ready.iter().enumerate().try_for_each(|(i, ready)| self.write(ready, &painted, i)),
-            Err(error) if error.kind() == Kind::Numeric => {
+            Err(error) if error.kind() == Kind::Numeric && !self.job.ends_at_nonfinite => {
                 ready.iter().for_each(|ready| self.fail(&ready.task, &error));
                 Ok(())
             }

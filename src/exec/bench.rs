@@ -8,6 +8,7 @@ use crate::base::{Array, DType, Result, rng};
 use crate::exec::Device;
 use crate::exec::check::{Proof, prove_case, prove_twin};
 use crate::exec::gpu::{Gpu, KernelRun};
+use crate::exec::precision::{Precision, stored_as_f16};
 use crate::ops::{self, activation, case};
 use crate::plan::{Case, CaseInput, Cost, Machine, Op, Options, Session, Tape, Variant};
 
@@ -62,6 +63,8 @@ pub struct Row {
     pub name: String,
     pub variant: String,
     pub shape: String,
+    /// How its floats were stored.
+    pub precision: Precision,
     pub spread: Spread,
     /// `gpu` (timestamps on the device) or `wall` (the host's clock).
     pub timer: &'static str,
@@ -116,9 +119,10 @@ pub fn bench_op(gpu: Option<&Arc<Gpu>>, op: &'static Op, budget: Duration, wante
         match gpu {
             None => rows.push(time_twin(op, &case, budget, twin_ok, twin_worst)?),
             Some(gpu) => {
+                let floats = if op.f16 && gpu.settings.precision == Precision::F16 { DType::F16 } else { DType::F32 };
                 for variant in op.variants {
                     // A variant is timed only on shapes for which it has just been proved.
-                    let Some(proof) = prove_case(gpu, op, &case, variant, None) else { continue };
+                    let Some(proof) = prove_case(gpu, op, &case, variant, floats, None) else { continue };
                     rows.push(time_variant(gpu, op, &case, variant, budget, &proof, twin_ok)?);
                 }
             }
@@ -129,7 +133,10 @@ pub fn bench_op(gpu: Option<&Arc<Gpu>>, op: &'static Op, budget: Duration, wante
 
 fn time_variant(gpu: &Arc<Gpu>, op: &'static Op, case: &Case, variant: &'static Variant, budget: Duration, proof: &Proof, twin_ok: bool) -> Result<Row> {
     let inputs = case::generated_inputs(op, case);
-    let (tape, y) = case::record(case)?;
+    let (mut tape, y) = case::record(case)?;
+    if proof.floats == DType::F16 {
+        tape = stored_as_f16(tape);
+    }
     let timing = KernelRun::new(gpu, &tape, variant, &case::bound(&tape, &inputs), None)?.time(budget)?;
     let spread = Spread::of(&timing.samples_ms);
     let mut warnings = warnings(&spread, timing.timer);
@@ -139,6 +146,7 @@ fn time_variant(gpu: &Arc<Gpu>, op: &'static Op, case: &Case, variant: &'static 
     Ok(Row {
         name: format!("{} {}", op.name, case.name),
         variant: variant.name.to_string(),
+        precision: if proof.floats == DType::F16 { Precision::F16 } else { Precision::F32 },
         shape: shape_text(&inputs, tape.shape(y).dims()),
         spread,
         timer: timing.timer,
@@ -156,6 +164,7 @@ fn time_twin(op: &'static Op, case: &Case, budget: Duration, proved: bool, worst
     Ok(Row {
         name: format!("{} {}", op.name, case.name),
         variant: "twin".to_string(),
+        precision: Precision::F32,
         shape: shape_text(&inputs, tape.shape(y).dims()),
         warnings: warnings(&spread, "wall"),
         spread,
@@ -182,7 +191,7 @@ pub fn ceilings(gpu: Option<&Arc<Gpu>>, budget: Duration) -> Result<Ceilings> {
         let (tape, _) = case::record(case)?;
         let missing = || crate::base::Error::new(crate::base::Kind::Shape, op.name, "no kernel takes the case");
         let variant = tape.view(&tape.steps()[0], |view| op.choose(view, machine)).ok_or_else(missing)?;
-        let proof = prove_case(gpu, op, case, variant, None).ok_or_else(missing)?;
+        let proof = prove_case(gpu, op, case, variant, DType::F32, None).ok_or_else(missing)?;
         time_variant(gpu, op, case, variant, budget, &proof, true)
     };
     let copy = best(&ops::activation::OP, &copy)?;
@@ -194,12 +203,19 @@ pub fn ceilings(gpu: Option<&Arc<Gpu>>, budget: Duration) -> Result<Ceilings> {
     })
 }
 
-/// Largest relative error of a whole model against the CPU executor: hundreds of f32 layers in another order of summation.
-const MODEL_TOLERANCE: f64 = 1e-4;
+/// Largest relative error of a whole model against the CPU executor: hundreds of layers, in another order of summation, and each
+/// result rounded to 11 bits where f16 is stored.
+fn model_tolerance(precision: Precision) -> f64 {
+    match precision {
+        Precision::F32 => 1e-4,
+        Precision::F16 => 1e-2,
+    }
+}
 
 /// Times a model's forward on random inputs: one row for the whole and, with `layers`, one for each step. On a GPU the
 /// outputs are first compared with the CPU executor's; on the CPU the twins of its ops are first held against their goldens.
 pub fn bench_tape(device: &Device, tape: &Tape, name: &str, budget: Duration, layers: bool) -> Result<Vec<Row>> {
+    let precision = device.precision();
     let mut session = device.prepare(tape.clone(), &Options::default())?;
     feed(session.as_mut(), name)?;
     session.run()?;
@@ -223,17 +239,18 @@ pub fn bench_tape(device: &Device, tape: &Tape, name: &str, budget: Duration, la
     let whole = Row {
         name: format!("{name}.forward"),
         variant: "plan".to_string(),
+        precision,
         shape: tape.outputs().first().map(|(_, t)| tape.shape(*t).to_string()).unwrap_or_default(),
         warnings: warnings(&spread, "wall"),
         spread,
         timer: "wall",
         cost: tape.total_cost(),
-        proved: error <= MODEL_TOLERANCE,
+        proved: error <= model_tolerance(precision),
         max_rel_err: error,
     };
     let mut rows = vec![whole];
     if layers {
-        rows.extend(layer_rows(session.as_mut(), name, error)?);
+        rows.extend(layer_rows(session.as_mut(), name, &rows[0])?);
     }
     Ok(rows)
 }
@@ -255,7 +272,7 @@ fn feed(session: &mut dyn Session, name: &str) -> Result<()> {
     let inputs: Vec<(String, usize, DType)> = session.plan().tape.inputs().map(|(n, info)| (n.to_string(), info.shape.numel(), info.dtype)).collect();
     for (input, len, dtype) in inputs {
         let values = match dtype {
-            DType::F32 => rng::uniform(rng::name_seed(&format!("{name}/{input}")), 0, 0, len),
+            DType::F32 | DType::F16 => rng::uniform(rng::name_seed(&format!("{name}/{input}")), 0, 0, len),
             DType::U32 => vec![0.0; len],
         };
         session.write(&input, &values)?;
@@ -263,7 +280,8 @@ fn feed(session: &mut dyn Session, name: &str) -> Result<()> {
     Ok(())
 }
 
-fn layer_rows(session: &mut dyn Session, name: &str, error: f64) -> Result<Vec<Row>> {
+/// One row for each step; as proved as the whole is.
+fn layer_rows(session: &mut dyn Session, name: &str, whole: &Row) -> Result<Vec<Row>> {
     let runs: Vec<Vec<f64>> = (0..5).map(|_| session.run_timed()).collect::<Result<_>>()?;
     let plan = session.plan();
     let row = |(s, step): (usize, &crate::plan::Step)| {
@@ -272,13 +290,14 @@ fn layer_rows(session: &mut dyn Session, name: &str, error: f64) -> Result<Vec<R
         Row {
             name: format!("{name}.{} {}", step.place, step.op.name),
             variant: plan.kernels[s].map_or("-", |kernel| kernel.name).to_string(),
+            precision: whole.precision,
             shape: plan.tape.shape(step.output).to_string(),
             warnings: Vec::new(),
             spread,
             timer: "wall",
             cost: plan.tape.cost(step),
-            proved: error <= MODEL_TOLERANCE,
-            max_rel_err: error,
+            proved: whole.proved,
+            max_rel_err: whole.max_rel_err,
         }
     };
     Ok(plan.steps().iter().enumerate().map(row).collect())

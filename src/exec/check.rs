@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::base::{Array, Comparison, DType, Error, Result, compare};
+use crate::base::{Array, Comparison, DType, Error, Result, Tolerance, compare};
 use crate::exec::gpu::{Gpu, KernelRun};
-use crate::ops::case;
+use crate::exec::precision::stored_as_f16;
 use crate::ops::golden::Goldens;
+use crate::ops::{case, convert};
 use crate::plan::{Case, Op, Tape, Variant};
 
 /// One proof.
@@ -13,6 +14,8 @@ use crate::plan::{Case, Op, Tape, Variant};
 pub struct Proof {
     pub op: &'static str,
     pub variant: &'static str,
+    /// What the kernel's floats were stored as.
+    pub floats: DType,
     pub case: &'static str,
     pub passed: bool,
     /// Largest error as a share of the expected values' root mean square.
@@ -23,7 +26,7 @@ pub struct Proof {
 
 /// Proves the twin of `op` on every golden case against PyTorch's float64 result.
 pub fn prove_twin(op: &'static Op) -> Vec<Proof> {
-    let proof = |case, passed, worst, what| Proof { op: op.name, variant: "twin", case, passed, worst, what };
+    let proof = |case, passed, worst, what| Proof { op: op.name, variant: "twin", floats: DType::F32, case, passed, worst, what };
     let goldens = match Goldens::of(op) {
         Ok(goldens) => goldens,
         Err(e) => return vec![proof("-", false, f64::INFINITY, e.to_string())],
@@ -42,13 +45,22 @@ pub fn prove_twin(op: &'static Op) -> Vec<Proof> {
     proofs
 }
 
-/// Proves every case and variant of `op` on `gpu`, and that variants of one family give the same bits; with `sabotage`, with
-/// every shader of the op broken by [`sabotaged`].
-pub fn prove_op(gpu: &Arc<Gpu>, op: &'static Op, sabotage: bool) -> Vec<Proof> {
+/// How floats of `op` may be stored on `gpu`: as f32, and as f16 where both take it.
+pub fn storages(gpu: &Gpu, op: &Op) -> &'static [DType] {
+    match (gpu.summary().f16, op.f16) {
+        (true, true) => &[DType::F32, DType::F16],
+        (false, _) if op.name == convert::OP.name => &[],
+        _ => &[DType::F32],
+    }
+}
+
+/// Proves every case and variant of `op` on `gpu` with floats stored as `floats`, and that variants of one family give the same
+/// bits; with `sabotage`, with every shader of the op broken by [`sabotaged`].
+pub fn prove_op(gpu: &Arc<Gpu>, op: &'static Op, floats: DType, sabotage: bool) -> Vec<Proof> {
     let mut proofs = Vec::new();
     for case in (op.cases)() {
-        let failed = |e: Error| failure(op, "-", &case, e.to_string());
-        match Oracle::new(op, &case) {
+        let failed = |e: Error| failure(op, "-", floats, &case, e.to_string());
+        match Oracle::new(op, &case, floats) {
             Ok(oracle) => oracle.prove_all(gpu, sabotage, &mut proofs),
             Err(e) => proofs.push(failed(e)),
         }
@@ -69,17 +81,17 @@ pub fn sabotaged(source: &str) -> String {
     source.lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// Proves one case with one variant; `None` where the variant does not take the case's shapes.
+/// Proves one case with one variant and floats stored as `floats`; `None` where the variant does not take the case's shapes.
 /// `source` replaces the variant's WGSL.
-pub fn prove_case(gpu: &Arc<Gpu>, op: &'static Op, case: &Case, variant: &'static Variant, source: Option<&str>) -> Option<Proof> {
-    match Oracle::new(op, case) {
+pub fn prove_case(gpu: &Arc<Gpu>, op: &'static Op, case: &Case, variant: &'static Variant, floats: DType, source: Option<&str>) -> Option<Proof> {
+    match Oracle::new(op, case, floats) {
         Ok(oracle) => oracle.accepts(variant).then(|| oracle.prove(gpu, variant, source).0),
-        Err(e) => Some(failure(op, variant.name, case, e.to_string())),
+        Err(e) => Some(failure(op, variant.name, floats, case, e.to_string())),
     }
 }
 
-fn failure(op: &Op, variant: &'static str, case: &Case, what: String) -> Proof {
-    Proof { op: op.name, variant, case: case.name, passed: false, worst: f64::INFINITY, what }
+fn failure(op: &Op, variant: &'static str, floats: DType, case: &Case, what: String) -> Proof {
+    Proof { op: op.name, variant, floats, case: case.name, passed: false, worst: f64::INFINITY, what }
 }
 
 /// A case with its twin's result.
@@ -90,14 +102,25 @@ struct Oracle<'a> {
     inputs: Vec<Array>,
     expected: Array,
     dtype: DType,
+    floats: DType,
 }
 
 impl<'a> Oracle<'a> {
-    fn new(op: &'static Op, case: &'a Case) -> Result<Self> {
-        let inputs = case::generated_inputs(op, case);
-        let (tape, _) = case::record(case)?;
-        let (expected, dtype) = case::run_twin(case, &inputs)?;
-        Ok(Oracle { op, case, tape, inputs, expected, dtype })
+    fn new(op: &'static Op, case: &'a Case, floats: DType) -> Result<Self> {
+        let mut inputs = case::generated_inputs(op, case);
+        let (mut tape, y) = case::record(case)?;
+        if floats == DType::F16 {
+            tape = stored_as_f16(tape);
+            // The twin sees the numbers that the kernel sees.
+            let halves = tape.inputs().zip(&mut inputs).filter(|((_, info), _)| info.dtype == DType::F16);
+            halves.for_each(|(_, input)| input.data.iter_mut().for_each(|v| *v = convert::rounded(*v)));
+        }
+        let (mut expected, _) = case::run_twin(case, &inputs)?;
+        let dtype = tape.dtype(y);
+        if dtype == DType::F16 {
+            expected.data.iter_mut().for_each(|v| *v = convert::rounded(*v));
+        }
+        Ok(Oracle { op, case, tape, inputs, expected, dtype, floats })
     }
 
     fn accepts(&self, variant: &Variant) -> bool {
@@ -108,7 +131,7 @@ impl<'a> Oracle<'a> {
     fn prove_all(&self, gpu: &Arc<Gpu>, sabotage: bool, proofs: &mut Vec<Proof>) {
         let mut families: Vec<(&Variant, Vec<u32>)> = Vec::new();
         for variant in self.op.variants.iter().filter(|v| self.accepts(v)) {
-            let source = sabotage.then(|| sabotaged(&variant.source.join("\n")));
+            let source = sabotage.then(|| sabotaged(&variant.wgsl(self.floats)));
             let (mut proof, bits) = self.prove(gpu, variant, source.as_deref());
             match families.iter().find(|(first, _)| first.family == variant.family) {
                 Some((first, expected)) if proof.passed && *expected != bits => {
@@ -126,7 +149,7 @@ impl<'a> Oracle<'a> {
     fn prove(&self, gpu: &Arc<Gpu>, variant: &'static Variant, source: Option<&str>) -> (Proof, Vec<u32>) {
         match self.try_prove(gpu, variant, source) {
             Ok(proved) => proved,
-            Err(e) => (failure(self.op, variant.name, self.case, e.to_string()), Vec::new()),
+            Err(e) => (failure(self.op, variant.name, self.floats, self.case, e.to_string()), Vec::new()),
         }
     }
 
@@ -136,7 +159,7 @@ impl<'a> Oracle<'a> {
         let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         let (first, again) = (bits(&actual), bits(&run.output()?));
         let judged = judge(self.op, self.dtype, &actual, &self.expected.data);
-        let proof = |passed, worst, what| Proof { op: self.op.name, variant: variant.name, case: self.case.name, passed, worst, what };
+        let proof = |passed, worst, what| Proof { op: self.op.name, variant: variant.name, floats: self.floats, case: self.case.name, passed, worst, what };
         let proof = match first == again {
             true => proof(judged.passed, judged.worst, judged.what),
             false => proof(false, f64::INFINITY, "two runs gave different bytes".to_string()),
@@ -145,10 +168,14 @@ impl<'a> Oracle<'a> {
     }
 }
 
+/// What rounding to f16 adds to an op's own tolerance.
+const F16_ROUNDING: Tolerance = Tolerance { relative: 9.8e-4, reason: "one unit of f16: Vulkan lets a driver round towards zero" };
+
 /// Integers are compared byte by byte as numbers: counts and packed pixels alike.
 fn judge(op: &Op, dtype: DType, actual: &[f32], expected: &[f32]) -> Comparison {
     match dtype {
         DType::F32 => compare(actual, expected, op.tolerance),
+        DType::F16 => compare(actual, expected, Tolerance { relative: op.tolerance.relative + F16_ROUNDING.relative, ..F16_ROUNDING }),
         DType::U32 => compare(&as_numbers(actual), &as_numbers(expected), op.tolerance),
     }
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::base::files::write_whole;
-use crate::base::{Error, Kind, Result};
+use crate::base::{DType, Error, Kind, Result};
 use crate::exec::gpu::AdapterSummary;
 use crate::ops;
 
@@ -61,7 +61,8 @@ fn shaders_sha256() -> String {
     let mut hash = Sha256::new();
     for op in ops::ALL {
         for variant in op.variants {
-            for text in [op.name, variant.name, variant.family].iter().chain(variant.source) {
+            let halves = variant.wgsl(DType::F16);
+            for text in [op.name, variant.name, variant.family, &halves].iter().chain(variant.source) {
                 hash.update((text.len() as u64).to_le_bytes());
                 hash.update(text.as_bytes());
             }

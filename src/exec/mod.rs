@@ -5,6 +5,7 @@ pub mod check;
 pub mod cpu;
 pub mod gpu;
 pub mod kept;
+pub mod precision;
 pub mod tuner;
 
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use crate::base::{Error, Kind, Result};
 use crate::plan::{Limits, Options, Plan, Session, Tape};
 use gpu::{AdapterKind, AdapterSummary, Gpu};
+use precision::{Precision, stored_as_f16};
 
 /// What runs a plan.
 #[derive(Clone)]
@@ -35,6 +37,8 @@ pub enum Tune {
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub tune: Tune,
+    /// How floats are stored; f16 needs a device that has it.
+    pub precision: Precision,
     /// The folder for what is learnt about adapters.
     pub cache: Option<PathBuf>,
     /// Told, in a line, what takes a while.
@@ -43,7 +47,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { tune: Tune::Auto, cache: None, say: |_| {} }
+        Settings { tune: Tune::Auto, precision: Precision::F32, cache: None, say: |_| {} }
     }
 }
 
@@ -71,12 +75,17 @@ impl Device {
         }
     }
 
+    pub fn precision(&self) -> Precision {
+        self.gpu().map_or(Precision::F32, |gpu| gpu.settings.precision)
+    }
+
     pub fn limits(&self) -> Limits {
         self.gpu().map_or(Limits::HOST, |gpu| gpu.limits())
     }
 
     /// Freezes `tape` for this device, chooses its kernels and prepares it.
     pub fn prepare(&self, tape: Tape, options: &Options) -> Result<Box<dyn Session>> {
+        let tape = if self.precision() == Precision::F16 { stored_as_f16(tape) } else { tape };
         let plan = Plan::freeze(tape, &Options { limits: self.limits(), ..options.clone() })?;
         match self {
             Device::Cpu => Ok(Box::new(cpu::CpuSession::new(plan))),

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::base::{Error, Kind, Result};
+use crate::base::{DType, Error, Kind, Result};
 use crate::exec::Tune;
 use crate::exec::check::{Proof, prove_op, prove_twin};
 use crate::exec::gpu::{Filling, Gpu, Trial, lock};
@@ -74,7 +74,7 @@ struct Choice<'a> {
 impl Choice<'_> {
     /// `None` where no variant takes the shapes; an error where those that do failed their self-test.
     fn kernel(&self, op: &'static Op, view: &StepView) -> Result<Option<&'static Variant>> {
-        let fit = |v: &Variant| self.kept.proofs.get(&proof_key(op, v)).is_none_or(|verdict| verdict == PASSED);
+        let fit = |v: &Variant| self.kept.proofs.get(&proof_key(op.name, v.name, floats(op, view))).is_none_or(|verdict| verdict == PASSED);
         if self.tuned
             && let Some(variant) = self.measured(op, view, fit)
         {
@@ -84,7 +84,7 @@ impl Choice<'_> {
         let variant = heuristic.or_else(|| op.variants.iter().rev().find(|v| (v.accepts)(view) && fit(v)));
         match op.variants.iter().find(|v| (v.accepts)(view)) {
             Some(failed) if variant.is_none() => {
-                let what = &self.kept.proofs[&proof_key(op, failed)];
+                let what = &self.kept.proofs[&proof_key(op.name, failed.name, floats(op, view))];
                 let fact = format!("no {} kernel passed its self-test ({}: {what}), see naevus check; --device cpu needs none", op.name, failed.name);
                 Err(Error::new(Kind::Device, "", fact))
             }
@@ -110,8 +110,14 @@ pub fn has_families(op: &Op) -> bool {
     op.variants.iter().any(|v| v.family != op.variants[0].family)
 }
 
-fn proof_key(op: &Op, variant: &Variant) -> String {
-    format!("{} {}", op.name, variant.name)
+/// Op, variant and how its floats are stored.
+fn proof_key(op: &str, variant: &str, floats: DType) -> String {
+    format!("{op} {variant}{}", if floats == DType::F16 { " f16" } else { "" })
+}
+
+/// How the floats of a step are stored. Ops that stay f32, and `convert`, are proved once.
+fn floats(op: &Op, view: &StepView) -> DType {
+    if op.f16 { view.floats() } else { DType::F32 }
 }
 
 /// The op and its parameters but for those that count the batch.
@@ -125,7 +131,7 @@ fn kernel_key(op: &Op, view: &StepView) -> String {
 
 /// Four-byte scalars: numbers below 2^24 as such, others (floats, mostly) by their bits.
 fn words(op: &Op, view: &StepView, wanted: impl Fn(&str) -> bool) -> String {
-    let mut text = op.name.to_string();
+    let mut text = format!("{}{}", op.name, if floats(op, view) == DType::F16 { " f16" } else { "" });
     for field in op.params.iter().filter(|field| wanted(field.name)) {
         for (at, word) in view.params[field.offset..].chunks_exact(4).take(width(op, field.offset)).enumerate() {
             let name = if at == 0 { format!(" {}=", field.name) } else { ",".to_string() };
@@ -145,7 +151,7 @@ fn width(op: &Op, offset: usize) -> usize {
 /// Adds a verdict for each kernel of `proofs`: passed where all of its cases did.
 fn note(verdicts: &mut BTreeMap<String, String>, proofs: &[Proof]) {
     for proof in proofs {
-        let verdict = verdicts.entry(format!("{} {}", proof.op, proof.variant)).or_insert_with(|| PASSED.to_string());
+        let verdict = verdicts.entry(proof_key(proof.op, proof.variant, proof.floats)).or_insert_with(|| PASSED.to_string());
         if !proof.passed && verdict == PASSED {
             *verdict = format!("{}: {}", proof.case, proof.what);
         }
@@ -186,11 +192,13 @@ fn is_known(kept: &Kept, plan: &Plan) -> bool {
     unproved(kept, plan).is_empty() && untimed(kept, plan).is_empty()
 }
 
-/// Ops of the plan with a variant that was not proved yet. Ops are proved whole, so that families can be compared.
-fn unproved(kept: &Kept, plan: &Plan) -> Vec<&'static Op> {
+/// Ops of the plan, with their floats, that have a variant that was not proved yet. Ops are proved whole, so that families can
+/// be compared.
+fn unproved(kept: &Kept, plan: &Plan) -> Vec<(&'static Op, DType)> {
     let mut seen = BTreeSet::new();
-    let ops = plan.steps().iter().map(|step| step.op).filter(|op| seen.insert(op.name));
-    ops.filter(|op| op.variants.iter().any(|v| !kept.proofs.contains_key(&proof_key(op, v)))).collect()
+    let ops = plan.steps().iter().map(|step| (step.op, plan.tape.view(step, |view| floats(step.op, view))));
+    let new = ops.filter(|(op, floats)| seen.insert((op.name, *floats == DType::F16)));
+    new.filter(|(op, floats)| op.variants.iter().any(|v| !kept.proofs.contains_key(&proof_key(op.name, v.name, *floats)))).collect()
 }
 
 /// Steps of which nobody knows yet what to run, one of each shape.
@@ -210,7 +218,7 @@ fn untimed<'a>(kept: &Kept, plan: &'a Plan) -> Vec<&'a Step> {
 /// The variants between which a step may still choose: proved, of its shapes, and of the item's family where that is known.
 fn rivals(kept: &Kept, op: &'static Op, view: &StepView) -> Vec<&'static Variant> {
     let family = kept.families.get(&item_key(op, view));
-    let fit = |v: &Variant| kept.proofs.get(&proof_key(op, v)).is_some_and(|verdict| verdict == PASSED);
+    let fit = |v: &Variant| kept.proofs.get(&proof_key(op.name, v.name, floats(op, view))).is_some_and(|verdict| verdict == PASSED);
     op.variants.iter().filter(|v| (v.accepts)(view) && family.is_none_or(|family| v.family == family) && fit(v)).collect()
 }
 
@@ -219,15 +227,15 @@ fn prove(gpu: &Arc<Gpu>, plan: &Plan, kept: &mut Kept) {
     if !ops.is_empty() {
         (gpu.settings.say)(&format!("proving the kernels of {} ops on {}, once", ops.len(), gpu.summary().name));
     }
-    for op in ops {
+    for (op, floats) in ops {
         let twin = prove_twin(op);
         let wrong = twin.iter().find(|p| !p.passed);
-        let mut proofs = prove_op(gpu, op, false);
+        let mut proofs = prove_op(gpu, op, floats, false);
         // A twin that does not agree with PyTorch proves nothing.
         if let Some(wrong) = wrong {
             proofs.iter_mut().for_each(|p| (p.passed, p.what) = (false, format!("its judge failed: {} {}", wrong.case, wrong.what)));
         }
-        op.variants.iter().for_each(|v| _ = kept.proofs.insert(proof_key(op, v), "no case".to_string()));
+        op.variants.iter().for_each(|v| _ = kept.proofs.insert(proof_key(op.name, v.name, floats), "no case".to_string()));
         let mut verdicts = BTreeMap::new();
         note(&mut verdicts, &proofs);
         kept.proofs.extend(verdicts);

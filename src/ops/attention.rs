@@ -42,6 +42,7 @@ pub static OP: Op = Op {
     cases,
     bench,
     tolerance: Tolerance { relative: 2e-5, reason: "exp of scores with f32 rounding (|score| up to 20), sums over the keys in another order" },
+    f16: true,
     variants: &[
         Variant {
             name: "direct",
@@ -222,7 +223,7 @@ impl Scratch {
 fn cost(s: &StepView) -> Cost {
     let p: Params = s.params();
     let pairs = u64::from(p.batch) * u64::from(p.heads) * u64::from(p.queries) * u64::from(p.keys);
-    let (biased, bias) = (u64::from(p.bias_rows != 0), s.inputs[3].bytes());
+    let (biased, bias) = (u64::from(p.bias_rows != 0), s.input_bytes(3));
     Cost { flops: pairs * (4 * u64::from(p.head_dim) + 5 + biased), bytes: s.bytes() - (1 - biased) * bias }
 }
 

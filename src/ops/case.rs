@@ -15,6 +15,7 @@ pub fn generated_inputs(op: &Op, case: &Case) -> Vec<Array> {
         let uniform = || rng::uniform(seed, 0, 0, len);
         let data = match input.fill {
             Fill::Normal => normal(),
+            Fill::Half => normal().into_iter().map(crate::ops::convert::rounded).collect(),
             Fill::Affine { scale, shift } => normal().into_iter().map(|v| v * scale + shift).collect(),
             Fill::Uniform { low, high } => uniform().into_iter().map(|v| low + v * (high - low)).collect(),
             Fill::Binary => uniform().into_iter().map(|v| v.round()).collect(),

@@ -27,6 +27,7 @@ pub static OP: Op = Op {
     cases,
     bench,
     tolerance: Tolerance { relative: 4e-7, reason: "two roundings, the product's at most that of the largest term" },
+    f16: true,
     variants: &[Variant::per_element(&[ELEM, LINEAR_INDEX, include_str!("../../shaders/channel_affine.wgsl")])],
 };
 

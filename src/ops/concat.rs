@@ -26,6 +26,7 @@ pub static OP: Op = Op {
     cases,
     bench,
     tolerance: Tolerance::EXACT,
+    f16: true,
     variants: &[Variant::per_element(&[ELEM, LINEAR_INDEX, include_str!("../../shaders/concat.wgsl")])],
 };
 

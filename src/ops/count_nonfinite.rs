@@ -24,6 +24,7 @@ pub static OP: Op = Op {
     cases,
     bench,
     tolerance: Tolerance { relative: 0.0, reason: "counts" },
+    f16: true,
     variants: &[Variant {
         name: "direct",
         family: "direct",

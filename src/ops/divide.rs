@@ -26,6 +26,7 @@ pub static OP: Op = Op {
     cases,
     bench,
     tolerance: Tolerance { relative: 4e-7, reason: "WGSL's quotient may be wrong by 2.5 ulp" },
+    f16: true,
     variants: &[Variant::per_element(&[ELEM, LINEAR_INDEX, include_str!("../../shaders/divide.wgsl")])],
 };
 

@@ -27,6 +27,7 @@ pub static OP: Op = Op {
     cases,
     bench,
     tolerance: Tolerance::EXACT,
+    f16: true,
     variants: &[Variant::per_element(&[ELEM, LINEAR_INDEX, include_str!("../../shaders/embedding.wgsl")])],
 };
 
@@ -57,7 +58,7 @@ fn twin(call: &mut TwinCall) {
 
 fn cost(s: &StepView) -> Cost {
     // The rows that are read, not the whole table.
-    Cost { flops: 0, bytes: 2 * s.output.bytes() + s.inputs[1].bytes() }
+    Cost { flops: 0, bytes: 2 * s.output_bytes() + s.input_bytes(1) }
 }
 
 fn case(name: &'static str, table: [usize; 2], count: usize, bound: u32) -> Case {

@@ -32,6 +32,7 @@ pub static OP: Op = Op {
     cases,
     bench,
     tolerance: Tolerance { relative: 4e-6, reason: "the activation's own bound, and one product" },
+    f16: true,
     variants: &[Variant::per_element(&[
         ELEM,
         LINEAR_INDEX,

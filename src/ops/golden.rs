@@ -21,6 +21,7 @@ pub static FILES: &[(&str, &[u8])] = goldens![
     "channel_affine",
     "concat",
     "conv2d",
+    "convert",
     "count_nonfinite",
     "ddim_step",
     "divide",

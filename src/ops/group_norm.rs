@@ -31,6 +31,7 @@ pub static OP: Op = Op {
     cases,
     bench,
     tolerance: Tolerance { relative: 2e-5, reason: "f32 sums of up to 1e4 terms, with |mean| up to 1000 deviations in one case" },
+    f16: true,
     variants: &[
         Variant {
             name: "direct",

@@ -8,6 +8,7 @@ pub mod case;
 pub mod channel_affine;
 pub mod concat;
 pub mod conv2d;
+pub mod convert;
 pub mod count_nonfinite;
 pub mod ddim_step;
 pub mod divide;
@@ -35,8 +36,8 @@ pub mod upsample_nearest;
 
 use crate::plan::Op;
 
-/// WGSL fragment: the storage type.
-pub(crate) const ELEM: &str = include_str!("../../shaders/lib/elem_f32.wgsl");
+/// WGSL fragment: the storage type. [`crate::plan::Variant::wgsl`] puts the f16 one in its place.
+pub(crate) const ELEM: &str = crate::plan::card::ELEM;
 /// WGSL fragment: the index of an invocation in a `grid_1d` grid.
 pub(crate) const LINEAR_INDEX: &str = include_str!("../../shaders/lib/linear_index.wgsl");
 /// WGSL fragment: NaN, and the extremes that keep it.
@@ -61,6 +62,7 @@ pub static ALL: &[&Op] = &[
     &channel_affine::OP,
     &concat::OP,
     &conv2d::OP,
+    &convert::OP,
     &count_nonfinite::OP,
     &ddim_step::OP,
     &divide::OP,

@@ -48,6 +48,7 @@ pub static OP: Op = Op {
     cases,
     bench,
     tolerance: Tolerance { relative: 2e-6, reason: "f32 sums in blocks, of up to 3e5 terms; products of up to 65 factors, an ulp each" },
+    f16: true,
     variants: &[
         Variant::per_element(&[ELEM, LINEAR_INDEX, NAN, REDUCTION, include_str!("../../shaders/reduce.wgsl")]),
         Variant {

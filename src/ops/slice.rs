@@ -27,6 +27,7 @@ pub static OP: Op = Op {
     cases,
     bench,
     tolerance: Tolerance::EXACT,
+    f16: true,
     variants: &[Variant::per_element(&[ELEM, LINEAR_INDEX, include_str!("../../shaders/slice.wgsl")])],
 };
 
@@ -67,7 +68,7 @@ fn twin(call: &mut TwinCall) {
 }
 
 fn cost(s: &StepView) -> Cost {
-    Cost { flops: 0, bytes: 2 * s.output.bytes() }
+    Cost { flops: 0, bytes: 2 * s.output_bytes() }
 }
 
 fn case(name: &'static str, shape: &[usize], axis: usize, start: usize, length: usize) -> Case {

@@ -41,6 +41,7 @@ pub static OP: Op = Op {
     cases,
     bench,
     tolerance: Tolerance { relative: 1e-5, reason: "x_0 as in ddim_step; the quantile itself is one of its values or between two" },
+    f16: false,
     variants: &[Variant {
         name: "direct",
         family: "direct",

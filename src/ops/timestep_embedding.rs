@@ -38,6 +38,7 @@ pub static OP: Op = Op {
         reason: "an ulp of log(80) times a frequency of 10 moves the angle by 5e-6; without log only the sine's own 2e-7 remains, \
                  with angles rounded to f32 on both sides",
     },
+    f16: false,
     variants: &[Variant::per_element(&[ELEM, LINEAR_INDEX, SINCOS, include_str!("../../shaders/timestep_embedding.wgsl")])],
 };
 

@@ -17,6 +17,9 @@ pub struct StepView<'a> {
     pub params: &'a [u8],
     pub inputs: &'a [&'a Shape],
     pub output: &'a Shape,
+    /// Element types of the inputs.
+    pub input_types: &'a [DType],
+    pub output_type: DType,
 }
 
 impl StepView<'_> {
@@ -25,9 +28,22 @@ impl StepView<'_> {
         bytemuck::pod_read_unaligned(self.params)
     }
 
+    pub fn input_bytes(&self, i: usize) -> u64 {
+        self.inputs[i].bytes(self.input_types[i])
+    }
+
+    pub fn output_bytes(&self) -> u64 {
+        self.output.bytes(self.output_type)
+    }
+
+    /// What the step's floats are stored as: all of them alike, but for those of `convert`.
+    pub fn floats(&self) -> DType {
+        self.input_types.iter().copied().chain([self.output_type]).find(|dtype| dtype.is_float()).unwrap_or(DType::F32)
+    }
+
     /// Bytes of every input and of the output, once each.
     pub fn bytes(&self) -> u64 {
-        self.inputs.iter().map(|s| s.bytes()).sum::<u64>() + self.output.bytes()
+        (0..self.inputs.len()).map(|i| self.input_bytes(i)).sum::<u64>() + self.output_bytes()
     }
 }
 
@@ -100,6 +116,8 @@ pub enum Fill {
     Binary,
     /// `u32` below the bound.
     Index(u32),
+    /// Normal, rounded to values that f16 holds, in a tensor of type F16.
+    Half,
     /// Normal, with every `n`-th value replaced by NaN, +inf and -inf in turn.
     NonFinite(usize),
 }
@@ -152,7 +170,11 @@ impl CaseInput {
     }
 
     pub fn dtype(&self) -> DType {
-        if matches!(self.fill, Fill::Index(_)) { DType::U32 } else { DType::F32 }
+        match self.fill {
+            Fill::Index(_) => DType::U32,
+            Fill::Half => DType::F16,
+            _ => DType::F32,
+        }
     }
 
     /// The shape in our axis order.
@@ -163,6 +185,10 @@ impl CaseInput {
         }
     }
 }
+
+/// WGSL fragments: the storage type of a kernel's floats, `elem`. A kernel begins with the first one, where it has floats.
+pub(crate) const ELEM: &str = include_str!("../../shaders/lib/elem_f32.wgsl");
+const ELEM_F16: &str = include_str!("../../shaders/lib/elem_f16.wgsl");
 
 /// One GPU kernel for an op: its idea, its WGSL, what it is meant for.
 pub struct Variant {
@@ -194,6 +220,12 @@ pub enum Machine {
 }
 
 impl Variant {
+    /// The WGSL of this kernel for floats that are stored as `floats`.
+    pub fn wgsl(&self, floats: DType) -> String {
+        let fragment = |&text: &&'static str| if text == ELEM && floats == DType::F16 { ELEM_F16 } else { text };
+        self.source.iter().map(fragment).collect::<Vec<_>>().join("\n")
+    }
+
     /// The readable kernel of most ops: one invocation per element of the result, in workgroups of 256 of a `grid_1d` grid.
     pub const fn per_element(source: &'static [&'static str]) -> Variant {
         Variant {
@@ -221,6 +253,8 @@ pub struct Op {
     pub bench: fn() -> Vec<Case>,
     /// GPU against twin, and twin against PyTorch in float64.
     pub tolerance: Tolerance,
+    /// Whether its floats may be stored as f16. Solvers and their coefficients stay f32: their steps add up.
+    pub f16: bool,
     /// From readable to clever; the last that accepts the shapes is taken.
     pub variants: &'static [Variant],
 }

@@ -118,7 +118,7 @@ impl Plan {
             if self.storage[i] == Storage::Own {
                 continue;
             }
-            let bytes = self.tape.tensors[i].shape.bytes().max(4);
+            let bytes = self.tape.tensors[i].bytes().max(4);
             let free = |slot: &usize| alias && busy_until[*slot] < s;
             let fits = (0..self.slots.len()).filter(free).filter(|&k| self.slots[k] >= bytes).min_by_key(|&k| self.slots[k]);
             let grow = || (0..self.slots.len()).filter(free).max_by_key(|&k| self.slots[k]);
@@ -176,7 +176,7 @@ impl Plan {
 
     fn own_bytes(&self, want: impl Fn(&TensorKind) -> bool) -> u64 {
         let own = self.tape.tensors.iter().zip(&self.storage).filter(|(info, storage)| **storage == Storage::Own && want(&info.kind));
-        own.map(|(info, _)| info.shape.bytes().max(4)).sum()
+        own.map(|(info, _)| info.bytes().max(4)).sum()
     }
 }
 
@@ -226,7 +226,7 @@ fn lifetimes(tape: &Tape) -> Vec<(usize, usize)> {
 
 fn check_limits(tape: &Tape, kernels: &[Option<&'static Variant>], limits: &Limits) -> Result<()> {
     for info in &tape.tensors {
-        let bytes = info.shape.bytes();
+        let bytes = info.bytes();
         let (what, limit) = if bytes > limits.binding_bytes {
             ("binding", limits.binding_bytes)
         } else if bytes > limits.buffer_bytes {

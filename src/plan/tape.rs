@@ -53,6 +53,13 @@ pub struct TensorInfo {
     pub place: String,
 }
 
+impl TensorInfo {
+    /// Bytes in a buffer.
+    pub fn bytes(&self) -> u64 {
+        self.shape.bytes(self.dtype)
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Step {
     pub op: &'static Op,
@@ -215,7 +222,9 @@ impl Tape {
     /// Calls `f` with the shapes and parameters of `step`.
     pub fn view<R>(&self, step: &Step, f: impl FnOnce(&StepView) -> R) -> R {
         let inputs: Vec<&Shape> = step.inputs.iter().map(|&t| self.shape(t)).collect();
-        f(&StepView { params: &step.params, inputs: &inputs, output: self.shape(step.output) })
+        let input_types: Vec<DType> = step.inputs.iter().map(|&t| self.dtype(t)).collect();
+        let output_type = self.dtype(step.output);
+        f(&StepView { params: &step.params, inputs: &inputs, output: self.shape(step.output), input_types: &input_types, output_type })
     }
 
     /// Cost of one step.

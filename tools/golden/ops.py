@@ -64,6 +64,15 @@ def activation():
         yield case, {"x": x}, function(x)
 
 
+def convert():
+    for case, shape, scale in (("to_f16", (3, 5, 31), 1.0), ("to_f16_large_values", (301,), 9000.0), ("to_f16_small_values", (301,), 0.01)):
+        x = normal(("convert", case, "x"), shape, scale)
+        yield case, {"x": x}, x.half().float()
+    for case, shape in (("to_f32", (3, 5, 31)), ("to_f32_one", (1,))):
+        x = normal(("convert", case, "x"), shape).half().float()
+        yield case, {"x": x}, x
+
+
 def group_norm():
     for case, shape, groups, eps, silu, shift in (
         ("plain", (2, 12, 5, 3), 4, 1e-5, False, 0.0),
@@ -564,6 +573,7 @@ OPS = (
     channel_affine,
     concat,
     conv2d,
+    convert,
     count_nonfinite,
     ddim_step,
     divide,

@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
 
-use crate::base::{Array, Error, Kind, Result};
+use crate::base::{Array, DType, Error, Kind, Result};
 use crate::exec::gpu::adapter::{self, AdapterKind, AdapterSummary};
 use crate::exec::gpu::pipeline::{Kernel, KernelKey};
+use crate::exec::gpu::values::{from_bytes, to_bytes};
 use crate::exec::kept::{Identity, Keeper, Kept};
+use crate::exec::precision::Precision;
 use crate::exec::{Settings, Tune};
 use crate::plan::{Limits, Weight};
 
@@ -24,7 +26,7 @@ pub struct Gpu {
     pub(in crate::exec) settings: Settings,
     pub(in crate::exec) keeper: Option<Keeper>,
     pub(in crate::exec) kept: Mutex<Kept>,
-    weights: Mutex<HashMap<usize, (Weak<Array>, wgpu::Buffer)>>,
+    weights: Mutex<HashMap<(usize, DType), (Weak<Array>, wgpu::Buffer)>>,
     waiting_bytes: Mutex<u64>,
     failure: Arc<Mutex<Option<String>>>,
 }
@@ -35,7 +37,7 @@ impl Gpu {
         Gpu::open_with(index, &Settings { tune: Tune::Off, ..Settings::default() })
     }
 
-    /// The same with no optional feature but timestamps, and with what `settings` says.
+    /// The same with no optional features but timestamps and f16, and with what `settings` says.
     pub fn open_with(index: usize, settings: &Settings) -> Result<Arc<Gpu>> {
         let adapters = adapter::list();
         let place = format!("--device {index}");
@@ -45,9 +47,16 @@ impl Gpu {
             let fact = format!("{} storage buffers per shader, expected at least {}", summary.storage_buffers, adapter::STORAGE_BUFFERS);
             return Err(Error::new(Kind::Device, summary.name, fact));
         }
-        let timestamps = if summary.timestamps { wgpu::Features::TIMESTAMP_QUERY } else { wgpu::Features::empty() };
-        let descriptor =
-            wgpu::DeviceDescriptor { label: Some("naevus"), required_features: timestamps, required_limits: adapter.limits(), ..Default::default() };
+        if settings.precision == Precision::F16 && !summary.f16 {
+            return Err(Error::new(Kind::Device, summary.name, "it has no f16 in shaders, expected --precision f32"));
+        }
+        let wanted = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SHADER_F16;
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("naevus"),
+            required_features: adapter.features() & wanted,
+            required_limits: adapter.limits(),
+            ..Default::default()
+        };
         let opened = pollster::block_on(adapter.request_device(&descriptor));
         let (device, queue) = opened.map_err(|e| Error::new(Kind::Device, summary.name.clone(), format!("the driver refused a device: {e}")))?;
         let failure = Arc::new(Mutex::new(None));
@@ -111,19 +120,28 @@ impl Gpu {
         }
     }
 
-    /// The uploaded weight; uploaded once for all sessions that hold it.
-    pub(super) fn weight(&self, weight: &Weight) -> Result<wgpu::Buffer> {
-        let key = Arc::as_ptr(&weight.array) as usize;
+    /// The uploaded weight; uploaded once for all sessions that hold it in this type.
+    pub(super) fn weight(&self, weight: &Weight, dtype: DType) -> Result<wgpu::Buffer> {
+        let key = (Arc::as_ptr(&weight.array) as usize, dtype);
         let mut weights = lock(&self.weights);
         weights.retain(|_, (array, _)| array.strong_count() > 0);
         if let Some((_, buffer)) = weights.get(&key) {
             return Ok(buffer.clone());
         }
-        let buffer = self.buffer(&weight.name, weight.array.shape.bytes())?;
-        self.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&weight.array.data));
+        let bytes = weight.array.shape.bytes(dtype);
+        let buffer = self.buffer(&weight.name, bytes)?;
+        self.write(&buffer, &weight.array.data, dtype);
         weights.insert(key, (Arc::downgrade(&weight.array), buffer.clone()));
-        self.copied(weight.array.shape.bytes())?;
+        self.copied(bytes)?;
         Ok(buffer)
+    }
+
+    /// Writes `values` from the buffer's start on.
+    pub(super) fn write(&self, buffer: &wgpu::Buffer, values: &[f32], dtype: DType) {
+        match dtype {
+            DType::F16 => self.queue.write_buffer(buffer, 0, &to_bytes(values, dtype)),
+            DType::F32 | DType::U32 => self.queue.write_buffer(buffer, 0, bytemuck::cast_slice(values)),
+        }
     }
 
     /// Counts `bytes` that wait for their copy, and has the copies made when there are many.
@@ -153,12 +171,12 @@ impl Gpu {
         }
     }
 
-    /// Copies `len` values from `buffer` at `offset` values back to the host. Waits for the device.
-    pub(super) fn read_back(&self, buffer: &wgpu::Buffer, offset: usize, len: usize) -> Result<Vec<f32>> {
+    /// The first `len` values of `buffer`, on the host. Waits for the device.
+    pub(super) fn read_back(&self, buffer: &wgpu::Buffer, dtype: DType, len: usize) -> Result<Vec<f32>> {
         if len == 0 {
             return Ok(Vec::new());
         }
-        let bytes = (len * 4) as u64;
+        let bytes = (len as u64 * dtype.bytes()).next_multiple_of(4);
         let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("read back"),
             size: bytes,
@@ -166,7 +184,7 @@ impl Gpu {
             mapped_at_creation: false,
         });
         let mut encoder = self.device.create_command_encoder(&Default::default());
-        encoder.copy_buffer_to_buffer(buffer, (offset * 4) as u64, &staging, 0, bytes);
+        encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, bytes);
         self.queue.submit([encoder.finish()]);
         let mapped = Arc::new(Mutex::new(None));
         let sink = Arc::clone(&mapped);
@@ -179,9 +197,7 @@ impl Gpu {
             None => return Err(failed("reading back did not finish".to_string())),
         }
         let view = staging.get_mapped_range(..).map_err(|e| failed(format!("reading back failed: {e}")))?;
-        let mut values = vec![0f32; len];
-        bytemuck::cast_slice_mut::<f32, u8>(&mut values).copy_from_slice(&view);
-        Ok(values)
+        Ok(from_bytes(&view, dtype, len))
     }
 }
 

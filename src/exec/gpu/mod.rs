@@ -7,6 +7,7 @@ mod pipeline;
 mod proof;
 mod session;
 mod trial;
+mod values;
 
 pub use adapter::{AdapterKind, AdapterSummary, adapters};
 pub use device::Gpu;

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::base::{Error, Kind, Result};
+use crate::base::{DType, Error, Kind, Result};
 use crate::exec::gpu::device::{Gpu, lock};
 use crate::plan::{Op, StepView, Variant};
 
-/// Op, variant and the bits of its constants.
-pub(super) type KernelKey = (&'static str, &'static str, Vec<(&'static str, u64)>);
+/// Op, variant, the type of its floats and the bits of its constants.
+pub(super) type KernelKey = (&'static str, &'static str, DType, Vec<(&'static str, u64)>);
 
 pub(super) struct Kernel {
     pub pipeline: wgpu::ComputePipeline,
@@ -26,11 +26,12 @@ impl Gpu {
     /// The compiled kernel of `variant` for these shapes.
     pub(super) fn kernel(&self, op: &'static Op, variant: &'static Variant, view: &StepView) -> Result<Arc<Kernel>> {
         let constants = (variant.constants)(view);
-        let key: KernelKey = (op.name, variant.name, constants.iter().map(|&(n, v)| (n, v.to_bits())).collect());
+        let floats = view.floats();
+        let key: KernelKey = (op.name, variant.name, floats, constants.iter().map(|&(n, v)| (n, v.to_bits())).collect());
         if let Some(kernel) = lock(&self.kernels).get(&key) {
             return Ok(Arc::clone(kernel));
         }
-        let kernel = Arc::new(self.compile(op, &variant.source.join("\n"), variant.name, &constants, view.inputs.len())?);
+        let kernel = Arc::new(self.compile(op, &variant.wgsl(floats), variant.name, &constants, view.inputs.len())?);
         lock(&self.kernels).insert(key, Arc::clone(&kernel));
         Ok(kernel)
     }

@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::base::{Error, Kind, Result};
+use crate::base::{DType, Error, Kind, Result};
 use crate::exec::gpu::device::Gpu;
 use crate::exec::gpu::pipeline::{Kernel, uniform_bytes};
+use crate::exec::gpu::values::from_bytes;
 use crate::plan::{Op, Step, Tape, Variant};
 
-/// Values on each side of the output that a kernel must leave alone. 256 bytes: the offset alignment of every device.
-const GUARD: usize = 64;
-/// A NaN with a payload that no kernel computes.
-const POISON: u32 = 0x7fc0_dead;
+/// Bytes on each side of the output that a kernel must leave alone: the offset alignment of every device.
+const GUARD: usize = 256;
+/// A NaN with a payload that no kernel computes, in f32 and twice in f16.
+const POISON: u32 = 0x7fdf_7fdf;
 
 /// Time under load before the first sample.
 const WARM_UP: Duration = Duration::from_millis(200);
@@ -23,6 +24,7 @@ pub struct KernelRun {
     bindings: wgpu::BindGroup,
     output: wgpu::Buffer,
     len: usize,
+    dtype: DType,
     grid: [u32; 3],
 }
 
@@ -50,40 +52,43 @@ impl KernelRun {
             };
             Ok::<_, Error>((kernel, (variant.grid)(view)))
         })?;
-        let buffers = StepBuffers::of(gpu, tape, step, inputs.iter().map(|values| values.len()).collect())?;
-        for (buffer, values) in buffers.inputs.iter().zip(inputs) {
-            gpu.queue.write_buffer(&buffer.0, 0, bytemuck::cast_slice(values));
+        let buffers = StepBuffers::of(gpu, tape, step)?;
+        for ((buffer, values), &tensor) in buffers.inputs.iter().zip(inputs).zip(&step.inputs) {
+            gpu.write(buffer, values, tape.dtype(tensor));
         }
         KernelRun::bound(gpu, kernel, grid, op.name, &buffers)
     }
 
     /// A compiled kernel on the buffers of its step.
     pub(super) fn bound(gpu: &Arc<Gpu>, kernel: Arc<Kernel>, grid: [u32; 3], label: &str, buffers: &StepBuffers) -> Result<Self> {
-        let (output, len) = (&buffers.output, buffers.len);
-        let bound = |buffer, offset: usize, len: usize| {
-            wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset: (offset * 4) as u64, size: std::num::NonZeroU64::new((len * 4) as u64) })
-        };
+        let (output, len, dtype) = (&buffers.output, buffers.len, buffers.dtype);
+        let size = std::num::NonZeroU64::new(output.size() - 2 * GUARD as u64);
+        let between_guards = wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer: output, offset: GUARD as u64, size });
         let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: buffers.uniform.as_entire_binding() }];
-        for (at, (buffer, len)) in buffers.inputs.iter().enumerate() {
-            entries.push(wgpu::BindGroupEntry { binding: at as u32 + 1, resource: bound(buffer, 0, *len) });
+        for (at, buffer) in buffers.inputs.iter().enumerate() {
+            entries.push(wgpu::BindGroupEntry { binding: at as u32 + 1, resource: buffer.as_entire_binding() });
         }
-        entries.push(wgpu::BindGroupEntry { binding: entries.len() as u32, resource: bound(output, GUARD, len) });
+        entries.push(wgpu::BindGroupEntry { binding: entries.len() as u32, resource: between_guards });
         let bindings = gpu.device.create_bind_group(&wgpu::BindGroupDescriptor { label: Some(label), layout: &kernel.layout, entries: &entries });
         gpu.health()?;
-        Ok(KernelRun { gpu: Arc::clone(gpu), kernel, bindings, output: output.clone(), len, grid })
+        Ok(KernelRun { gpu: Arc::clone(gpu), kernel, bindings, output: output.clone(), len, dtype, grid })
     }
 
     /// Poisons the output, runs once, checks the guard bands, and returns the output. Unwritten values stay NaN.
     pub fn output(&self) -> Result<Vec<f32>> {
-        let poison = vec![POISON; self.len + 2 * GUARD];
+        let poison = vec![POISON; self.output.size() as usize / 4];
         self.gpu.queue.write_buffer(&self.output, 0, bytemuck::cast_slice(&poison));
         self.submit(1, None)?;
-        let values = self.gpu.read_back(&self.output, 0, self.len + 2 * GUARD)?;
-        let stray = |v: &f32| v.to_bits() != POISON;
-        if values[..GUARD].iter().any(stray) || values[GUARD + self.len..].iter().any(stray) {
+        let words = self.gpu.read_back(&self.output, DType::F32, poison.len())?;
+        let bytes: &[u8] = bytemuck::cast_slice(&words);
+        let (before, rest) = bytes.split_at(GUARD);
+        let (values, after) = rest.split_at(self.len * self.dtype.bytes() as usize);
+        // The last word of an odd number of halves is poison in its second half.
+        let stray = |pair: &[u8]| pair != &POISON.to_le_bytes()[..2];
+        if before.chunks(2).any(stray) || after.chunks(2).any(stray) {
             return Err(Error::new(Kind::Numeric, "guard band", "the kernel wrote outside its output"));
         }
-        Ok(values[GUARD..GUARD + self.len].to_vec())
+        Ok(from_bytes(values, self.dtype, self.len))
     }
 
     /// Times the kernel: warms up, then takes samples until `budget` is spent, at least 5 (fewer where these would take ten
@@ -135,16 +140,16 @@ impl KernelRun {
 /// The buffers that one step binds, each of its own; the output between guard bands.
 pub(super) struct StepBuffers {
     pub uniform: wgpu::Buffer,
-    /// With their lengths in values.
-    pub inputs: Vec<(wgpu::Buffer, usize)>,
+    pub inputs: Vec<wgpu::Buffer>,
     output: wgpu::Buffer,
     len: usize,
+    dtype: DType,
 }
 
 impl StepBuffers {
-    /// For `step` of `tape`, with inputs of these lengths that hold nothing yet.
-    pub fn of(gpu: &Gpu, tape: &Tape, step: &Step, inputs: Vec<usize>) -> Result<Self> {
-        let len = tape.shape(step.output).numel();
+    /// For `step` of `tape`; the inputs hold nothing yet.
+    pub fn of(gpu: &Gpu, tape: &Tape, step: &Step) -> Result<Self> {
+        let (len, dtype) = (tape.shape(step.output).numel(), tape.dtype(step.output));
         let uniform = gpu.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("parameters"),
             size: uniform_bytes(step.op),
@@ -152,9 +157,9 @@ impl StepBuffers {
             mapped_at_creation: false,
         });
         gpu.queue.write_buffer(&uniform, 0, &step.params);
-        let output = gpu.buffer("output", ((len + 2 * GUARD) * 4) as u64)?;
-        let inputs = inputs.into_iter().map(|len| Ok((gpu.buffer("input", (len * 4) as u64)?, len))).collect::<Result<_>>()?;
-        Ok(StepBuffers { uniform, inputs, output, len })
+        let output = gpu.buffer("output", tape.info(step.output).bytes() + 2 * GUARD as u64)?;
+        let inputs = step.inputs.iter().map(|&input| gpu.buffer("input", tape.info(input).bytes())).collect::<Result<_>>()?;
+        Ok(StepBuffers { uniform, inputs, output, len, dtype })
     }
 }
 
@@ -202,7 +207,7 @@ impl Clock {
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
         encoder.resolve_query_set(set, 0..2, resolved, 0);
         self.gpu.queue.submit([encoder.finish()]);
-        let values = self.gpu.read_back(resolved, 0, 4)?;
+        let values = self.gpu.read_back(resolved, DType::U32, 4)?;
         let ticks: &[u64] = &bytemuck::pod_collect_to_vec(&values);
         Ok(ticks[1].saturating_sub(ticks[0]) as f64 * f64::from(period_ns) / 1e6)
     }

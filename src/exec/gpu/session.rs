@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::base::{DType, Error, Kind, Result};
+use crate::base::{Error, Kind, Result};
 use crate::exec::gpu::device::Gpu;
 use crate::exec::gpu::pipeline::{Kernel, UNIFORM_STRIDE, uniform_bytes};
 use crate::plan::{Plan, Session, Storage, Tensor, TensorKind};
@@ -72,7 +72,7 @@ impl Session for GpuSession {
     fn write_tensor(&mut self, tensor: Tensor, values: &[f32]) -> Result<()> {
         // An input that no step reads (noise when eta is 0) has no buffer; its values are not needed.
         if let Some(buffer) = &self.buffers[tensor.index()] {
-            self.gpu.queue.write_buffer(buffer, 0, bytemuck::cast_slice(values));
+            self.gpu.write(buffer, values, self.plan.tape.dtype(tensor));
         }
         Ok(())
     }
@@ -85,7 +85,7 @@ impl Session for GpuSession {
             self.encode(&mut encoder, window[0]..window[1]);
             if window[1] == self.dispatches.len() {
                 for &(from, to) in &self.plan.tape.carries {
-                    let bytes = self.plan.tape.shape(from).bytes();
+                    let bytes = self.plan.tape.info(from).bytes();
                     encoder.copy_buffer_to_buffer(self.buffer(from)?, 0, self.buffer(to)?, 0, bytes);
                 }
             }
@@ -118,17 +118,18 @@ impl Session for GpuSession {
             return Err(Error::new(Kind::Usage, self.plan.tape.info(tensor).place.clone(), "this tensor is not kept by the plan; tap it"));
         }
         let len = self.plan.tape.shape(tensor).numel();
-        self.gpu.read_back(self.buffer(tensor)?, 0, len)
+        self.gpu.read_back(self.buffer(tensor)?, self.plan.tape.dtype(tensor), len)
     }
 
     fn first_nonfinite(&mut self) -> Result<Option<String>> {
         for s in 0..self.dispatches.len() {
             self.submit(s)?;
             let step = &self.plan.steps()[s];
-            if self.plan.tape.dtype(step.output) != DType::F32 {
+            let dtype = self.plan.tape.dtype(step.output);
+            if !dtype.is_float() {
                 continue;
             }
-            let values = self.gpu.read_back(self.buffer(step.output)?, 0, self.plan.tape.shape(step.output).numel())?;
+            let values = self.gpu.read_back(self.buffer(step.output)?, dtype, self.plan.tape.shape(step.output).numel())?;
             if values.iter().any(|v| !v.is_finite()) {
                 return Ok(Some(format!("{} ({})", step.place, step.op.name)));
             }
@@ -148,8 +149,8 @@ fn allocate(gpu: &Gpu, plan: &Plan) -> Result<Vec<Option<wgpu::Buffer>>> {
             (_, Storage::Nowhere) => None,
             (TensorKind::Reshaped(owner), _) => buffers[owner.index()].clone(),
             (_, Storage::Slot(slot)) => Some(slots[*slot].clone()),
-            (TensorKind::Weight(weight), Storage::Own) => Some(gpu.weight(weight)?),
-            (_, Storage::Own) => Some(gpu.buffer(&info.place, info.shape.bytes())?),
+            (TensorKind::Weight(weight), Storage::Own) => Some(gpu.weight(weight, info.dtype)?),
+            (_, Storage::Own) => Some(gpu.buffer(&info.place, info.bytes())?),
         });
     }
     Ok(buffers)
@@ -186,7 +187,7 @@ fn dispatch(gpu: &Gpu, plan: &Plan, s: usize, buffers: &[Option<wgpu::Buffer>], 
     for (at, &tensor) in step.inputs.iter().chain([&step.output]).enumerate() {
         let missing = || Error::new(Kind::Shape, step.place.clone(), "a tensor has no buffer");
         let buffer = buffers[tensor.index()].as_ref().ok_or_else(missing)?;
-        let size = std::num::NonZeroU64::new(plan.tape.shape(tensor).bytes());
+        let size = std::num::NonZeroU64::new(plan.tape.info(tensor).bytes());
         let binding = wgpu::BufferBinding { buffer, offset: 0, size };
         entries.push(wgpu::BindGroupEntry { binding: at as u32 + 1, resource: wgpu::BindingResource::Buffer(binding) });
     }

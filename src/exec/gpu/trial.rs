@@ -21,24 +21,27 @@ const LONG_MS: f64 = 50.0;
 /// Normal numbers on the device, from which inputs of any length are filled. Zeros would not do: a device that adds
 /// zeros draws less power and runs at a higher clock.
 pub struct Filling {
-    buffer: wgpu::Buffer,
-    bytes: u64,
+    floats: wgpu::Buffer,
+    halves: wgpu::Buffer,
 }
 
 impl Filling {
     pub fn new(gpu: &Gpu) -> Result<Filling> {
         let values = rng::normal(rng::name_seed("trial"), 0, 0, 1 << 18);
-        let bytes = (values.len() * 4) as u64;
-        let buffer = gpu.buffer("filling", bytes)?;
-        gpu.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&values));
-        Ok(Filling { buffer, bytes })
+        let buffer = |dtype: DType| {
+            let buffer = gpu.buffer("filling", values.len() as u64 * dtype.bytes())?;
+            gpu.write(&buffer, &values, dtype);
+            Ok(buffer)
+        };
+        Ok(Filling { floats: buffer(DType::F32)?, halves: buffer(DType::F16)? })
     }
 
-    fn fill(&self, encoder: &mut wgpu::CommandEncoder, buffer: &wgpu::Buffer, bytes: u64) {
+    fn fill(&self, encoder: &mut wgpu::CommandEncoder, buffer: &wgpu::Buffer, dtype: DType, bytes: u64) {
+        let from = if dtype == DType::F16 { &self.halves } else { &self.floats };
         let mut at = 0;
         while at < bytes {
-            let part = self.bytes.min(bytes - at);
-            encoder.copy_buffer_to_buffer(&self.buffer, 0, buffer, at, part);
+            let part = from.size().min(bytes - at);
+            encoder.copy_buffer_to_buffer(from, 0, buffer, at, part);
             at += part;
         }
     }
@@ -54,12 +57,12 @@ pub struct Trial {
 impl Trial {
     /// Compiles `variants`, which accept the step's shapes, and binds them to buffers of its sizes. Index inputs are 0.
     pub fn new(gpu: &Arc<Gpu>, tape: &Tape, step: &Step, variants: &[&'static Variant], filling: &Filling) -> Result<Trial> {
-        let lengths = step.inputs.iter().map(|&t| tape.shape(t).numel()).collect();
-        let buffers = StepBuffers::of(gpu, tape, step, lengths)?;
+        let buffers = StepBuffers::of(gpu, tape, step)?;
         let mut encoder = gpu.device.create_command_encoder(&Default::default());
-        for (&tensor, (buffer, len)) in step.inputs.iter().zip(&buffers.inputs) {
-            if tape.dtype(tensor) == DType::F32 {
-                filling.fill(&mut encoder, buffer, (len * 4) as u64);
+        for (&tensor, buffer) in step.inputs.iter().zip(&buffers.inputs) {
+            let dtype = tape.dtype(tensor);
+            if dtype.is_float() {
+                filling.fill(&mut encoder, buffer, dtype, tape.info(tensor).bytes());
             }
         }
         gpu.queue.submit([encoder.finish()]);
