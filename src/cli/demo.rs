@@ -46,16 +46,15 @@ pub(crate) struct DemoArgs {
 
 pub(crate) fn run(common: &Common, args: &DemoArgs) -> Result<Outcome> {
     let since = Instant::now();
+    let wishes = Wishes { seed: args.seed, per_class: args.per_class, steps: args.steps };
+    wishes.check()?;
     let device = common.open_device()?;
-    demo_models::claim(&args.out, README)?;
-    let models = match &args.weights {
-        Some(root) => DemoModels { root: root.clone() },
-        None => DemoModels::unpack(&args.out)?,
-    };
+    let root = args.weights.clone().unwrap_or_else(|| args.out.join("models"));
+    demo_models::claim(&args.out, &readme(&args.out, &root))?;
+    let models = if args.weights.is_some() { DemoModels { root } } else { DemoModels::unpack(&args.out)? };
     let model = conditioning::load(&device, (&models.inpaint(), &[]), &Conditioning::default(), None)?;
     let scheduler = Scheduler::read(&model.index.scheduler_config)?;
     let data = dataset::open(common, &DataSetOptions { root: Some(models.sources()), ..DataSetOptions::default() })?;
-    let wishes = Wishes { seed: args.seed, per_class: args.per_class, steps: args.steps };
     let settings = demo::settings(wishes, &models, (&model, &scheduler), &data, common.device.as_deref().unwrap_or("auto"))?;
     let stop = progress::interruption()?;
     common.say(format_args!("{} samples of each of df, vasc and akiec, {} steps", args.per_class, args.steps));
@@ -123,7 +122,11 @@ fn report(common: &Common, args: &DemoArgs, selection: &Selection, verdicts: &[V
     speech::print_line("Synthetic images, not for diagnosis. Models and images: CC BY-NC 4.0, see models/README.md")
 }
 
-/// What the folder says of itself.
+/// What the folder says of itself. Paths are those of the call.
+fn readme(out: &Path, models: &Path) -> String {
+    README.replace("{out}", &out.display().to_string()).replace("{models}", &models.display().to_string())
+}
+
 const README: &str = "
 Rare skin lesions painted into synthetic skin by small models that were trained on HAM10000. **Synthetic images, not for diagnosis.**
 Models and images: CC BY-NC 4.0, for research and teaching.
@@ -135,11 +138,15 @@ Models and images: CC BY-NC 4.0, for research and teaching.
 | `manifest.jsonl` | one line per sample: source, seed, settings, checksums |
 | `selection.jsonl` | outlier scores and gates, and which samples are kept |
 | `verdicts.jsonl` | the class that an independent classifier sees |
-| `run.toml` | all settings: `naevus synthesize --config run.toml` makes the same samples again |
+| `run.toml` | all settings |
 | `models/` | the models with their cards, the sources, and features of real images that the scores refer to |
 
-The same on your own images (a folder per class, and masks):
+The same samples again, from the folder where the demo was run:
 
-    naevus synthesize --model models/inpaint --dataset DATA --masks MASKS --classes df,vasc --per-class 100 --steps 20 --guidance 2 --out out
-    naevus select --classifier models/classifier --reference models/reference/features.safetensors --out out
+    naevus synthesize --config {out}/run.toml --out again
+
+Your own images, a folder with `images/`, `masks/` and `labels.csv`:
+
+    naevus synthesize --model {models}/inpaint --dataset DATA --classes df,vasc --per-class 100 --steps 20 --guidance 2 --out out
+    naevus select --classifier {models}/classifier --reference {models}/reference/features.safetensors --out out
 ";

@@ -108,6 +108,12 @@ impl Sheet {
     }
 }
 
+/// The text, or as much of its beginning as is `width` pixels wide with two dots at its end.
+fn fitting(text: &str, face: Face, width: usize) -> String {
+    let most = width / face.width("x");
+    if text.chars().count() <= most { text.to_string() } else { text.chars().take(most.saturating_sub(2)).chain("..".chars()).collect() }
+}
+
 impl Cell {
     fn draw(&self, canvas: &mut Canvas, [x, y]: [usize; 2], side: usize) {
         let picture = if self.picture.width == side && self.picture.height == side { &self.picture } else { &resize::bicubic(&self.picture, side, side) };
@@ -121,8 +127,9 @@ impl Cell {
             canvas.disc([x, line + 3], DOT, thick, colour);
             at += DOT + 6;
         }
-        canvas.text([at, line], &self.captions[0], face(INK));
-        canvas.text([x, line + LINE - 2], &self.captions[1], face(if self.is_framed { GREEN } else { GREY }));
+        canvas.text([at, line], &fitting(&self.captions[0], face(INK), x + side - at), face(INK));
+        let below = face(if self.is_framed { GREEN } else { GREY });
+        canvas.text([x, line + LINE - 2], &fitting(&self.captions[1], below, side), below);
     }
 }
 
@@ -155,6 +162,17 @@ mod tests {
         assert_eq!(count(&image, [200, 0, 0]), 4 * 64 * 64);
         assert!(count(&image, GREEN) >= 4 * ((64 + 2 * FRAME) * (64 + 2 * FRAME) - 64 * 64));
         assert!(count(&image, AMBER) > 0);
+    }
+
+    #[test]
+    fn captions_end_where_their_picture_does() {
+        let ink = face(INK);
+        let fit = |room: &str| fitting("kept: score 120", ink, ink.width(room));
+        assert_eq!([fit("kept: score 120"), fit("kept: score 1"), fit("")], ["kept: score 120", "kept: score..", ".."]);
+        let image = sheet(1, ["one", &"x".repeat(30)]).draw(64).unwrap();
+        let gap = MARGIN + 64 + FRAME..MARGIN + 64 + GAP - FRAME;
+        let below = MARGIN + 2 * LINE + 8 + 64 + FRAME;
+        assert!((below..image.height).all(|y| gap.clone().all(|x| image.data[(y * image.width + x) * 3..][..3] == PAPER)));
     }
 
     #[test]

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::base::{Error, Kind, Result};
+use crate::diffusion::Scheduler;
 use crate::diffusion::posterior::Posterior;
 use crate::diffusion::region::{Region, masked_image};
 use crate::diffusion::tiles::Tiles;
-use crate::diffusion::Scheduler;
 use crate::driver::conditioning::Conditioning;
 use crate::driver::contact_sheet::{Cell, Mark, Sheet};
 use crate::driver::dataset::{DataSet, Item};
@@ -23,7 +23,7 @@ use crate::driver::sources::{MAX_SAMPLES, Policy};
 use crate::driver::synthesize::dataset_sha256;
 use crate::driver::{files, png_file, source_image};
 use crate::models::InpaintModel;
-use crate::models::inpaint_index::{HoleToLatent, HolePixels};
+use crate::models::inpaint_index::{HolePixels, HoleToLatent};
 
 /// Rare classes that the demo makes, and what the sheet calls them.
 pub const CLASSES: [[&str; 2]; 3] = [["df", "dermatofibroma"], ["vasc", "vascular lesion"], ["akiec", "actinic keratosis"]];
@@ -46,11 +46,24 @@ pub struct Wishes {
     pub steps: usize,
 }
 
+impl Wishes {
+    /// Fails on a value out of its range, before anything is written.
+    pub fn check(&self) -> Result<()> {
+        for (flag, value) in [("--per-class", self.per_class), ("--steps", self.steps)] {
+            if !(1..=1000).contains(&value) {
+                return Err(Error::new(Kind::Usage, format!("{flag} {value}"), "expected 1 to 1000"));
+            }
+        }
+        // TOML's integers are signed.
+        if self.seed > i64::MAX as u64 {
+            return Err(Error::new(Kind::Usage, format!("--seed {}", self.seed), format!("expected 0 to {}", i64::MAX)));
+        }
+        Ok(())
+    }
+}
+
 /// Settings of the run: sample k of every class repaints the same source.
 pub fn settings(wishes: Wishes, models: &DemoModels, (model, scheduler): (&InpaintModel, &Scheduler), data: &DataSet, device: &str) -> Result<RunSettings> {
-    if !(1..=1000).contains(&wishes.per_class) {
-        return Err(Error::new(Kind::Usage, format!("--per-class {}", wishes.per_class), "expected 1 to 1000"));
-    }
     let known = &model.index.class_names;
     if let Some([name, _]) = CLASSES.iter().find(|[name, _]| !known.iter().any(|k| k == name)) {
         let fact = format!("the model has no class `{name}`, it has {}", known.join(", "));
@@ -139,21 +152,20 @@ struct Group<'a> {
 impl Shown<'_> {
     /// Writes `contact_sheet.png` in the run's folder.
     pub fn write_sheet(&self) -> Result<PathBuf> {
+        let groups = self.groups();
         let mut sheet = Sheet {
             title: "naevus demo: rare lesions in the same skin".to_string(),
             subtitle: "Synthetic images, not for diagnosis. No patient is shown: the sources too are made by the models.".to_string(),
             heads: heads(),
             ..Sheet::default()
         };
-        for group in self.groups().iter().take(SHEET_ROWS) {
+        for group in groups.iter().take(SHEET_ROWS) {
             sheet.rows.push(self.row(group, true)?);
         }
-        let o = SelectOptions::default();
-        sheet.notes = vec![
-            "Green dot: the judge, a classifier apart from the selection, sees the class; amber ring: it sees another.".to_string(),
-            format!("Green frame: kept. The scoring classifier sees the class, no near copy (cosine {}), best {:.0} % by score.", o.max_cosine, o.gamma * 100.0),
-            "Score: Mahalanobis distance to real images of the class; %: how many of those lie nearer than the sample.".to_string(),
-        ];
+        sheet.notes = notes();
+        if groups.len() > SHEET_ROWS {
+            sheet.notes.push(format!("Rows 1 to {SHEET_ROWS} of {}.", groups.len()));
+        }
         write_picture(&self.out.join("contact_sheet.png"), &sheet.draw(SHEET_SIDE)?)
     }
 
@@ -222,6 +234,15 @@ impl Shown<'_> {
     }
 }
 
+fn notes() -> Vec<String> {
+    let o = SelectOptions::default();
+    vec![
+        "Green dot: the judge, a classifier apart from the selection, sees the class; amber ring: it sees another.".to_string(),
+        format!("Green frame: kept. The scoring classifier sees the class, no near copy (cosine {}), best {:.0} % by score.", o.max_cosine, o.gamma * 100.0),
+        "Score: Mahalanobis distance to real images of the class; %: how many of those lie nearer than the sample.".to_string(),
+    ]
+}
+
 fn heads() -> Vec<[String; 2]> {
     let first = [["source", ""], ["hole", ""]];
     first.iter().chain(&CLASSES).map(|head| head.map(String::from)).collect()
@@ -233,7 +254,7 @@ fn told(line: &Line) -> String {
     let percentile = line.percentile.map_or(String::new(), |p| format!(", {p:.0} %"));
     match (line.kept, &line.predicted) {
         (true, _) => format!("kept: {score}{percentile}"),
-        (false, Some(seen)) if !line.gates.label => format!("{score}: scored as {seen}"),
+        (false, Some(seen)) if !line.gates.label => format!("{score}: seen as {seen}"),
         (false, _) if line.gates.readable && !line.gates.duplicate => "near copy".to_string(),
         _ => format!("{score}{percentile}"),
     }
@@ -296,7 +317,7 @@ mod tests {
         };
         assert_eq!(told(&line(true, passed)), "kept: score 120, 33 %");
         assert_eq!(told(&line(false, passed)), "score 120, 33 %");
-        assert_eq!(told(&line(false, Gates { label: false, ..passed })), "score 120: scored as nv");
+        assert_eq!(told(&line(false, Gates { label: false, ..passed })), "score 120: seen as nv");
         assert_eq!(told(&line(false, Gates { duplicate: false, ..passed })), "near copy");
     }
 }

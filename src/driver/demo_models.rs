@@ -14,21 +14,22 @@ macro_rules! embedded {
     ($($name:literal)*) => { &[$(($name, include_bytes!(concat!("../../weights/", $name)))),*] };
 }
 
-/// Path below `weights/`, and bytes. Empty where the program was built without the feature `demo`.
+/// Path below `weights/`, and bytes, sorted by path. Empty where the program was built without the feature `demo`.
 #[cfg(not(feature = "demo"))]
 pub const FILES: &[(&str, &[u8])] = &[];
-/// Path below `weights/`, and bytes. Empty where the program was built without the feature `demo`.
+/// Path below `weights/`, and bytes, sorted by path. Empty where the program was built without the feature `demo`.
 #[cfg(feature = "demo")]
 #[rustfmt::skip]
 pub const FILES: &[(&str, &[u8])] = embedded![
-    "README.md"
+    "README.md" "SHA256SUMS"
     "classifier/README.md" "classifier/config.json" "classifier/model.safetensors"
-    "demo/README.md" "demo/labels.csv"
+    "demo/README.md"
     "demo/images/demo_00.png" "demo/images/demo_01.png" "demo/images/demo_02.png" "demo/images/demo_03.png" "demo/images/demo_04.png"
     "demo/images/demo_05.png" "demo/images/demo_06.png" "demo/images/demo_07.png" "demo/images/demo_08.png" "demo/images/demo_09.png"
     "demo/images/demo_10.png" "demo/images/demo_11.png" "demo/images/demo_12.png" "demo/images/demo_13.png" "demo/images/demo_14.png"
     "demo/images/demo_15.png" "demo/images/demo_16.png" "demo/images/demo_17.png" "demo/images/demo_18.png" "demo/images/demo_19.png"
     "demo/images/demo_20.png" "demo/images/demo_21.png" "demo/images/demo_22.png" "demo/images/demo_23.png"
+    "demo/labels.csv"
     "demo/masks/demo_00_mask.png" "demo/masks/demo_01_mask.png" "demo/masks/demo_02_mask.png" "demo/masks/demo_03_mask.png"
     "demo/masks/demo_04_mask.png" "demo/masks/demo_05_mask.png" "demo/masks/demo_06_mask.png" "demo/masks/demo_07_mask.png"
     "demo/masks/demo_08_mask.png" "demo/masks/demo_09_mask.png" "demo/masks/demo_10_mask.png" "demo/masks/demo_11_mask.png"

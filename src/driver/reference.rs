@@ -46,7 +46,9 @@ mod tests {
             let mut writer = Writer::new();
             writer.f32("features", &[2, 2], vec![0.5; 4]).unwrap();
             writer.f32("logits", &[2, 1], vec![0.0; 2]).unwrap();
-            [("ids", "[\"a\",\"b\"]"), ("classes", "[\"df\"]"), ("classifier", "c"), ("classifier_sha256", "0")].iter().for_each(|(k, v)| writer.metadata(k, v));
+            [("ids", "[\"a\",\"b\"]"), ("classes", "[\"df\"]"), ("classifier", "c"), ("classifier_sha256", "0")]
+                .iter()
+                .for_each(|(k, v)| writer.metadata(k, v));
             labels.iter().for_each(|labels| writer.metadata("labels", labels));
             writer.write(&path).unwrap();
             Reference::read(&path).map_err(|e| e.fact().to_string())

@@ -21,14 +21,13 @@ pub enum Policy {
 }
 
 impl Policy {
-    pub const NAMES: &'static [(&'static str, Policy)] =
-        &[
-            ("same-class-then-any", Policy::SameClassThenAny),
-            ("same-class", Policy::SameClass),
-            ("any", Policy::Any),
-            ("head", Policy::Head),
-            ("paired", Policy::Paired),
-        ];
+    pub const NAMES: &'static [(&'static str, Policy)] = &[
+        ("same-class-then-any", Policy::SameClassThenAny),
+        ("same-class", Policy::SameClass),
+        ("any", Policy::Any),
+        ("head", Policy::Head),
+        ("paired", Policy::Paired),
+    ];
 
     /// The policy of that name.
     pub fn parse(name: &str) -> Result<Policy> {
