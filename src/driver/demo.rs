@@ -27,8 +27,12 @@ use crate::models::inpaint_index::{HolePixels, HoleToLatent};
 
 /// Rare classes that the demo makes, and what the sheet calls them.
 pub const CLASSES: [[&str; 2]; 3] = [["df", "dermatofibroma"], ["vasc", "vascular lesion"], ["akiec", "actinic keratosis"]];
-/// Guidance that the model's card was measured with.
-const GUIDANCE: f64 = 2.0;
+/// docs/demo.md has what other values give.
+const GUIDANCE: f64 = 3.0;
+/// Far wider than the model's own: a lesion of another class has another shape, and needs room.
+const DILATE_PX: usize = 20;
+/// The model is never quite of the skin's colour: no seam.
+const FEATHER_PX: usize = 8;
 const BATCH: usize = 8;
 /// Rows of the sheet and of the strip, and pixels of their pictures.
 const SHEET_ROWS: usize = 24;
@@ -81,8 +85,8 @@ pub fn settings(wishes: Wishes, models: &DemoModels, (model, scheduler): (&Inpai
         strength: 1.0,
         eta: 0.0,
         sources: Policy::Paired,
-        dilate_px: model.index.dilate_px,
-        feather_px: 0,
+        dilate_px: DILATE_PX,
+        feather_px: FEATHER_PX,
         posterior: Posterior::Mode,
         tiles: Tiles::Auto,
         loras: Vec::new(),
@@ -204,7 +208,7 @@ impl Shown<'_> {
 
     /// source | hole | samples.
     fn row(&self, group: &Group, is_scored: bool) -> Result<Vec<Cell>> {
-        let source = source_image::load(group.source, self.model.index.image_size, self.model.index.dilate_px)?;
+        let source = source_image::load(group.source, self.model.index.image_size, DILATE_PX)?;
         let hole = repainted(self.model, &source.hole);
         let area = 100.0 * hole.area() as f64 / hole.open.len() as f64;
         let pixels: Vec<f32> = source.rgb.data.iter().map(|&v| f32::from(v)).collect();

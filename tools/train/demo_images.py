@@ -29,8 +29,9 @@ import segmenter
 KEPT = {"nv": (15, 42), "mel": (6, 35), "bkl": (3, 30)}
 # Least difference of mean brightness between the lesion and the rest, in [0, 1].
 CONTRAST = 0.05
-# Average colour of skin around the lesions of HAM10000, and how far it varies.
-TONE, TONE_STD = [0.79, 0.60, 0.60], [0.02, 0.03, 0.035]
+# Colour of the skin around a lesion in the training part of HAM10000: mean, and a factor of the covariance over images.
+TONE = [0.83, 0.60, 0.63]
+TONE_FACTOR = [[0.0915, 0.0, 0.0], [0.0278, 0.0832, 0.0], [0.0201, 0.0857, 0.0427]]
 
 
 def field(n, channels, cells, generator):
@@ -42,7 +43,7 @@ def field(n, channels, cells, generator):
 def skin(n, generator):
     """[n, 3, SIZE, SIZE] in [0, 1]: a tone, uneven light, reddish patches and fine texture."""
     colour = lambda values: torch.tensor(values).view(1, 3, 1, 1)  # noqa: E731
-    tone = colour(TONE) * (1 + 0.06 * torch.randn(n, 1, 1, 1, generator=generator)) + torch.randn(n, 3, 1, 1, generator=generator) * colour(TONE_STD)
+    tone = colour(TONE) + (torch.randn(n, 3, generator=generator).clamp(-1.5, 1.5) @ torch.tensor(TONE_FACTOR).T)[:, :, None, None]
     y, x = torch.meshgrid(*[torch.linspace(-1, 1, data.SIZE)] * 2, indexing="ij")
     light = 0.02 * field(n, 1, 3, generator) - 0.03 * (x * x + y * y)
     red = 0.008 * field(n, 1, 5, generator) * colour([0.5, -1.0, -0.7])
