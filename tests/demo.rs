@@ -1,4 +1,5 @@
 //! `naevus demo` from outside: a program that lies alone in an empty folder writes samples, scores and pictures, and the same ones again.
+#![cfg(feature = "demo")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -115,8 +116,16 @@ fn an_earlier_demo_is_taken_up_and_its_settings_are_held() {
 
     // As the folder's README says.
     place.done(&["synthesize", "--quiet", "--config", "naevus-demo/run.toml", "--out", "again"]);
-    let image = "images/vasc/vasc_s0_000000.png";
-    assert_eq!(sha256_of(&place.here().join("again").join(image)).unwrap(), first[image]);
+    let select = |classifier: &str| {
+        let features = "naevus-demo/models/reference/features.safetensors";
+        ["select", "--quiet", "--device", "cpu", "--out", "again", "--reference", features, "--classifier", classifier].map(String::from)
+    };
+    let [classifier, judge] = ["naevus-demo/models/classifier", "naevus-demo/models/judge"].map(select);
+    place.done(&classifier.each_ref().map(String::as_str));
+    for name in ["images/vasc/vasc_s0_000000.png", "selection.jsonl"] {
+        assert_eq!(sha256_of(&place.here().join("again").join(name)).unwrap(), first[name], "{name}");
+    }
+    place.refused(&judge.each_ref().map(String::as_str), &["real features are of classifier", "expected one classifier"]);
 
     std::fs::write(out.join("models/judge/config.json"), "{}").unwrap();
     place.refused(&small(&[]), &["config.json", "another file than this program's"]);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use naevus::driver::demo_models::FILES;
+use naevus::driver::demo_models::{self, FILES};
 use naevus::driver::files;
 
 /// Of all files together.
@@ -67,6 +67,7 @@ fn every_folder_has_a_card() {
 #[test]
 fn the_program_holds_every_file() {
     let inside: Vec<&str> = FILES.iter().map(|(name, _)| *name).collect();
+    demo_models::check_inside().unwrap();
     assert_eq!(inside, all().keys().map(String::as_str).collect::<Vec<_>>(), "`FILES` in src/driver/demo_models.rs is sorted by path");
     for (name, path) in all() {
         let bytes = FILES.iter().find(|(other, _)| *other == name).map(|(_, bytes)| *bytes);
@@ -78,4 +79,6 @@ fn the_program_holds_every_file() {
 #[test]
 fn without_the_feature_the_program_holds_none() {
     assert!(FILES.is_empty());
+    let error = demo_models::check_inside().unwrap_err();
+    assert_eq!(error.to_string(), "demo: this program was built without its models (the cargo feature `demo`), expected --weights DIR");
 }

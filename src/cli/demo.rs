@@ -48,6 +48,7 @@ pub(crate) fn run(common: &Common, args: &DemoArgs) -> Result<Outcome> {
     let since = Instant::now();
     let wishes = Wishes { seed: args.seed, per_class: args.per_class, steps: args.steps };
     wishes.check()?;
+    args.weights.as_ref().map_or_else(demo_models::check_inside, |_| Ok(()))?;
     let device = common.open_device()?;
     let root = args.weights.clone().unwrap_or_else(|| args.out.join("models"));
     demo_models::claim(&args.out, &readme(&args.out, &root))?;

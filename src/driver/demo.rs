@@ -176,7 +176,7 @@ impl Shown<'_> {
     /// Writes the rows that are best to show, without title and scores.
     pub fn write_strip(&self, path: &Path) -> Result<PathBuf> {
         let mut groups = self.groups();
-        groups.sort_by(|a, b| b.merit.cmp(&a.merit));
+        groups.sort_by_key(|group| std::cmp::Reverse(group.merit));
         let rows = groups.iter().take(STRIP_ROWS).map(|group| self.row(group, false)).collect::<Result<_>>()?;
         let strip = Sheet { heads: heads(), rows, ..Sheet::default() };
         write_picture(path, &strip.draw(STRIP_SIDE)?)

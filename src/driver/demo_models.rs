@@ -44,6 +44,15 @@ pub const FILES: &[(&str, &[u8])] = embedded![
     "segmenter/README.md" "segmenter/config.json" "segmenter/model.safetensors"
 ];
 
+/// Fails where the program was built without its models.
+pub fn check_inside() -> Result<()> {
+    if FILES.is_empty() {
+        let fact = "this program was built without its models (the cargo feature `demo`), expected --weights DIR";
+        return Err(Error::new(Kind::Usage, "demo", fact));
+    }
+    Ok(())
+}
+
 /// A folder laid out like `weights/`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DemoModels {
@@ -53,10 +62,6 @@ pub struct DemoModels {
 impl DemoModels {
     /// The files inside the program, written to `out/models`. A file that is there already is left; one with other bytes is an error.
     pub fn unpack(out: &Path) -> Result<DemoModels> {
-        if FILES.is_empty() {
-            let fact = "this program was built without its models (the cargo feature `demo`), expected --weights DIR";
-            return Err(Error::new(Kind::Usage, "demo", fact));
-        }
         let root = out.join("models");
         for (name, bytes) in FILES {
             let path = root.join(name);
