@@ -73,7 +73,9 @@ pub(crate) fn run(common: &Common, args: &DemoArgs) -> Result<Outcome> {
     let records = manifest::read(&args.out.join(MANIFEST))?.samples;
     let shown = Shown { out: &args.out, model: &model, data: &data, records: &records, selection: &selection, verdicts: &verdicts };
     let sheet = shown.write_sheet()?;
-    args.strip.as_deref().map_or(Ok(()), |path| shown.write_strip(path).map(|_| ()))?;
+    if let Some(path) = &args.strip {
+        common.say(format_args!("strip: {}", shown.write_strip(path)?.display()));
+    }
     report(common, args, &selection, &verdicts, &sheet, since.elapsed().as_secs_f64())?;
     Ok(if summary.is_clean() && verdicts.len() == candidates.len() { Outcome::Done } else { Outcome::DoneWithFailures })
 }
