@@ -229,6 +229,61 @@ fn wrong_conditioning_is_refused_in_one_line() {
     refused(&forward(&golden("inpaint-tiny"), &out, &["--prompt", "df=a"]).iter().map(String::as_str).collect::<Vec<_>>(), &["--prompts"]);
 }
 
+/// Adds `values` to the tensor `name` of a file.
+fn add(file: &Path, name: &str, values: &[f32]) {
+    let mut writer = Writer::new();
+    {
+        let store = Store::open(file).unwrap();
+        for key in store.names() {
+            let array = store.array(key).unwrap();
+            let delta = |i: usize| if key == name { values[i] } else { 0.0 };
+            let sums = array.data.iter().enumerate().map(|(i, v)| v + delta(i)).collect();
+            writer.f32(key, array.dims(), sums).unwrap();
+        }
+        assert_eq!(store.shape(name).map(|shape| shape.iter().product()), Some(values.len()), "{name}");
+    }
+    writer.write(file).unwrap();
+}
+
+#[test]
+fn a_lora_changes_denoiser_and_text_encoder_of_a_pipeline() {
+    let (dir, folder) = (TempDir::new().unwrap(), golden("pipeline-sd"));
+    let path = |name: &str| dir.path().join(name);
+    let (lora, merged) = (path("style.safetensors"), path("merged"));
+    let parts = [
+        (
+            "unet",
+            "diffusion_pytorch_model",
+            "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_v",
+            "mid_block.attentions.0.transformer_blocks.0.attn2.to_v",
+        ),
+        ("text_encoder", "model", "lora_te_text_model_encoder_layers_0_mlp_fc1", "text_model.encoder.layers.0.mlp.fc1"),
+    ];
+    copy(&folder, &merged);
+    let mut writer = Writer::new();
+    for (component, file, flat, module) in parts {
+        let (down, up): (Vec<f32>, Vec<f32>) =
+            ((0..8).map(|i| 0.3 - 0.1 * i as f32).collect(), (0..if component == "unet" { 8 } else { 16 }).map(|o| 0.2 * o as f32 - 1.0).collect());
+        writer.f32(&format!("{flat}.lora_down.weight"), &[1, 8], down.clone()).unwrap();
+        writer.f32(&format!("{flat}.lora_up.weight"), &[up.len(), 1], up.clone()).unwrap();
+        writer.f32(&format!("{flat}.alpha"), &[], vec![0.5]).unwrap();
+        // Weight 2 of alpha 0.5 by rank 1.
+        let delta: Vec<f32> = up.iter().flat_map(|u| down.iter().map(move |d| u * d)).collect();
+        add(&merged.join(component).join(file).with_extension("safetensors"), &format!("{module}.weight"), &delta);
+    }
+    writer.write(&lora).unwrap();
+    let latents = |folder: &Path, extra: &[&str]| {
+        let (out, prompts, word) = (path("o.safetensors"), folder.join("prompts.json"), folder.join("mole.safetensors"));
+        let (code, _, stderr) = call(&forward(folder, &out, &[&["--prompts", text(&prompts), "--textual-inversion", text(&word)], extra].concat()));
+        assert_eq!(code, 0, "{stderr}");
+        Store::open(&out).unwrap().array("latents_3").unwrap().data
+    };
+    let (plain, by_hand) = (latents(&folder, &[]), latents(&merged, &[]));
+    let loaded = latents(&folder, &["--lora", &format!("{}=2", text(&lora))]);
+    assert!(relative_rms(&loaded, &by_hand) < 1e-6, "{:e}", relative_rms(&loaded, &by_hand));
+    assert!(relative_rms(&plain, &by_hand) > 1e-3, "{:e}", relative_rms(&plain, &by_hand));
+}
+
 /// Images of two classes with a square mask each.
 fn data_set(folder: &Path) {
     std::fs::create_dir_all(folder.join("masks")).unwrap();

@@ -1,9 +1,11 @@
 //! `naevus forward`: one component on given tensors, so that anyone can check an import against PyTorch.
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use super::component::load_component;
 use super::lora;
+use super::speech::{bytes, milliseconds};
 use super::tensors::{Tensors, read_ports};
 use super::tiles;
 use super::{Common, Outcome};
@@ -118,13 +120,20 @@ pub(crate) fn run(common: &Common, args: &ForwardArgs) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
+/// Time since `start` in words.
+fn since(start: Instant) -> String {
+    milliseconds(start.elapsed().as_secs_f64() * 1e3)
+}
+
 fn options(args: &ForwardArgs) -> Options {
     Options { alias: !args.no_alias, taps: args.tap.clone(), ..Options::default() }
 }
 
 /// Runs the component once and writes its outputs and taps.
 fn forward(common: &Common, device: &Device, args: &ForwardArgs, component: Component, loras: &[Lora], store: &Store, out: &mut Writer) -> Result<()> {
+    let start = Instant::now();
     let model = load_component(&args.model, component, loras)?;
+    common.detail(format_args!("loaded in {}", since(start)));
     let ports = model.ports(component, 1);
     let unread: Vec<&str> = store.names().filter(|name| !ports.iter().any(|port| port.name == *name)).collect();
     if !unread.is_empty() {
@@ -136,6 +145,7 @@ fn forward(common: &Common, device: &Device, args: &ForwardArgs, component: Comp
     outputs.iter().for_each(|output| tape.output(&output.name, output.tensor));
     let shapes: Vec<Shape> = values.iter().map(|(name, _)| Ok(tape.shape(inputs.get(name)?).clone())).collect::<Result<_>>()?;
     let tiles = Tiles::parse(&args.tiles)?;
+    let start = Instant::now();
     let whole = if matches!(tiles, Tiles::Pixels(_)) { None } else { Some(device.prepare(tape, &options(args))) };
     let may_be_cut = tiles != Tiles::Off && args.tap.is_empty() && tiles::may_be_cut(component);
     let mut session = match whole {
@@ -157,10 +167,14 @@ fn forward(common: &Common, device: &Device, args: &ForwardArgs, component: Comp
     }
     // The plan holds the weights.
     drop(model);
+    common.detail(format_args!("prepared in {}: {} steps, {} of memory", since(start), session.plan().steps().len(), bytes(session.plan().peak_bytes())));
+    let start = Instant::now();
     for (name, values) in &values {
         session.write(name, values)?;
     }
     session.run()?;
+    session.finish()?;
+    common.detail(format_args!("ran in {}", since(start)));
     let taps = args.tap.iter().map(|tap| (tap.as_str(), Layout::Image));
     write(session.as_mut(), outputs.iter().map(|output| (output.name.as_str(), output.layout)).chain(taps), out)
 }

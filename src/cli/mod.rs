@@ -153,4 +153,11 @@ impl Common {
             eprintln!("{line}");
         }
     }
+
+    /// A line for those who asked for more with `-v`.
+    fn detail(&self, line: impl std::fmt::Display) {
+        if self.verbose {
+            eprintln!("{line}");
+        }
+    }
 }
