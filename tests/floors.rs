@@ -38,6 +38,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("memmap2", &["weights"]),
     ("naga", &["exec/gpu"]),
     ("png", &["driver"]),
+    ("noto_sans_mono_bitmap", &["driver/canvas.rs"]),
     ("pollster", &["exec/gpu"]),
     ("rand_chacha", &[]),
     ("rand_core", &[]),

@@ -6,6 +6,7 @@ mod check;
 mod component;
 mod conditioning;
 mod dataset;
+mod demo;
 mod devices;
 mod features;
 mod forward;
@@ -93,6 +94,9 @@ enum Verb {
     /// Score a run's samples and keep the best of each class
     #[command(after_help = "Example: naevus select --classifier resnet18-ham128 --dataset ham10000 --out out --gamma 0.5")]
     Select(select::SelectArgs),
+    /// The whole path on the models inside the program: no arguments, no network
+    #[command(after_help = "Example: naevus demo --out naevus-demo")]
+    Demo(demo::DemoArgs),
     /// Prove, then time kernels or a model
     #[command(after_help = "Example: naevus bench ops --filter conv2d --export md bench.md")]
     Bench(bench::BenchArgs),
@@ -128,6 +132,7 @@ fn dispatch(cli: &Cli) -> Result<Outcome> {
         Verb::Synthesize(args) => synthesize::run(common, args),
         Verb::Features(args) => features::run(common, args),
         Verb::Select(args) => select::run(common, args),
+        Verb::Demo(args) => demo::run(common, args),
         Verb::Bench(args) => bench::run(common, args),
     }
 }

@@ -1,6 +1,8 @@
 //! `naevus select`: scores and gates over a run's samples; keeps the best fraction of each class.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 
 use serde_json::json;
 
@@ -9,7 +11,9 @@ use super::features::Network;
 use super::{Common, Outcome, progress, speech};
 use crate::base::Result;
 use crate::driver::features::Features;
+use crate::driver::reference::Reference;
 use crate::driver::select::{self, SelectOptions, Selection};
+use crate::exec::Device;
 use crate::ood::Method;
 
 #[derive(clap::Args)]
@@ -19,6 +23,9 @@ pub(crate) struct SelectArgs {
     classifier: PathBuf,
     #[command(flatten)]
     data: DataSetFlags,
+    /// Features of real images with their classes, in place of --dataset, such as the demo's models/reference/features.safetensors
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["dataset", "labels", "images", "masks", "id_column", "class_column", "group_column"])]
+    reference: Option<PathBuf>,
     /// The run's folder, with manifest.jsonl
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -51,34 +58,43 @@ pub(crate) fn run(common: &Common, args: &SelectArgs) -> Result<Outcome> {
         SelectOptions { method, gamma: args.gamma, max_cosine: args.max_cosine, k: args.k, label_gate: !args.any_label, one_per_group: args.one_per_group };
     let device = common.open_device()?;
     let candidates = select::candidates(&args.out)?;
-    let set = dataset::open(common, &args.data.options())?;
     let network = Network::load(&args.classifier)?;
     let cancel = progress::interruption()?;
+    let real = match &args.reference {
+        Some(path) => Reference::read(path)?,
+        None => of_data_set(common, args, (&device, &network), &cancel)?,
+    };
+    let samples: Vec<(String, PathBuf)> = candidates.iter().map(|c| (c.sample_id.clone(), c.image.clone())).collect();
+    let synthetic = network.extract(common, &device, &samples, args.batch, &cancel)?;
+    for (id, fact) in real.features.skipped.iter().chain(&synthetic.skipped) {
+        eprintln!("skipped {id}: {fact}");
+    }
+    let selection = select::select(&real.features, &real.labels(), &candidates, &synthetic, &options)?;
+    let path = selection.write(&args.out)?;
+    print(common, args, &selection, &path.display().to_string())?;
+    let clean = real.features.skipped.is_empty() && synthetic.skipped.is_empty();
+    Ok(if clean { Outcome::Done } else { Outcome::DoneWithFailures })
+}
 
+/// Features of the data set's images: of an earlier selection where they are the same images, else computed and written beside it.
+fn of_data_set(common: &Common, args: &SelectArgs, (device, network): (&Device, &Network), cancel: &AtomicBool) -> Result<Reference> {
+    let set = dataset::open(common, &args.data.options())?;
     let images: Vec<(String, PathBuf)> = set.items.iter().map(|item| (item.id.clone(), item.image.clone())).collect();
     let kept_file = args.out.join("real_features.safetensors");
-    let real = match reusable(&kept_file, &network, &images) {
+    let features = match reusable(&kept_file, network, &images) {
         Some(features) => {
             common.say(format_args!("real features: taken from {}", kept_file.display()));
             features
         }
         None => {
-            let features = network.extract(common, &device, &images, args.batch, &cancel)?;
+            let features = network.extract(common, device, &images, args.batch, cancel)?;
             features.write(&kept_file)?;
             features
         }
     };
-    let samples: Vec<(String, PathBuf)> = candidates.iter().map(|c| (c.sample_id.clone(), c.image.clone())).collect();
-    let synthetic = network.extract(common, &device, &samples, args.batch, &cancel)?;
-    for (id, fact) in real.skipped.iter().chain(&synthetic.skipped) {
-        eprintln!("skipped {id}: {fact}");
-    }
-    let labels: Vec<(&str, &str)> = set.items.iter().map(|item| (item.id.as_str(), item.class.as_str())).collect();
-    let selection = select::select(&real, &labels, &candidates, &synthetic, &options)?;
-    let path = selection.write(&args.out)?;
-    print(common, args, &selection, &path.display().to_string())?;
-    let clean = real.skipped.is_empty() && synthetic.skipped.is_empty();
-    Ok(if clean { Outcome::Done } else { Outcome::DoneWithFailures })
+    let classes: HashMap<&str, &str> = set.items.iter().map(|item| (item.id.as_str(), item.class.as_str())).collect();
+    let labels = features.ids.iter().map(|id| classes.get(id.as_str()).copied().unwrap_or_default().to_string()).collect();
+    Ok(Reference { features, labels })
 }
 
 /// Features of an earlier selection, when they are of these images by this classifier.

@@ -77,7 +77,7 @@ pub(crate) struct SynthesizeArgs {
     /// Images at once, or auto
     #[arg(long, default_value = "auto")]
     batch: String,
-    /// Whose images give the skin: same-class, same-class-then-any, any or head
+    /// Whose images give the skin: same-class, same-class-then-any, any, head, or paired: the same image for sample k of every class
     #[arg(long, default_value = "same-class-then-any")]
     sources: String,
     /// Widen the mask by this many pixels [default: the model's]
@@ -165,7 +165,8 @@ pub(crate) fn run(common: &Common, args: &SynthesizeArgs) -> Result<Outcome> {
     Ok(if summary.is_clean() { Outcome::Done } else { Outcome::DoneWithFailures })
 }
 
-fn attempt(common: &Common, device: &Device, job: &Job, stop: &std::sync::atomic::AtomicBool) -> Result<Summary> {
+/// Runs the job with a bar and tells what happens.
+pub(super) fn attempt(common: &Common, device: &Device, job: &Job, stop: &std::sync::atomic::AtomicBool) -> Result<Summary> {
     // Said before anything runs: encoder, one denoising step, decoder.
     let mut prepare = |tape: Tape| device.prepare(tape, &Options::default());
     let bar = progress::bar(common, 0, "steps");

@@ -16,11 +16,18 @@ pub enum Policy {
     Any,
     /// Images of the class that has most.
     Head,
+    /// Images of any class, in one order for all: sample k of every class repaints the same image.
+    Paired,
 }
 
 impl Policy {
-    pub const NAMES: &'static [(&'static str, Policy)] =
-        &[("same-class-then-any", Policy::SameClassThenAny), ("same-class", Policy::SameClass), ("any", Policy::Any), ("head", Policy::Head)];
+    pub const NAMES: &'static [(&'static str, Policy)] = &[
+        ("same-class-then-any", Policy::SameClassThenAny),
+        ("same-class", Policy::SameClass),
+        ("any", Policy::Any),
+        ("head", Policy::Head),
+        ("paired", Policy::Paired),
+    ];
 
     /// The policy of that name.
     pub fn parse(name: &str) -> Result<Policy> {
@@ -36,6 +43,9 @@ impl Policy {
 
 /// Numbers of samples of one class that a key can tell apart.
 pub const MAX_SAMPLES: u64 = 1 << 31;
+
+/// The label that orders images for all classes alike.
+const EVERY_CLASS: usize = u32::MAX as usize;
 
 /// The noise's key of sample `k` of the class with `label`.
 pub fn job(label: usize, k: u64) -> u64 {
@@ -63,13 +73,14 @@ impl Sources {
         let (own, own_again, rest) = match policy {
             Policy::SameClassThenAny => (of(class), false, any()),
             Policy::SameClass => (of(class), true, vec![]),
-            Policy::Any => (vec![], false, any()),
+            Policy::Any | Policy::Paired => (vec![], false, any()),
             Policy::Head => (vec![], false, head(classes).map_or(vec![], of)),
         };
         if own.is_empty() && rest.is_empty() {
             let fact = format!("no image with a mask for `{class}` by --sources {}", policy.name());
             return Err(Error::new(Kind::Data, "sources", fact));
         }
+        let label = if policy == Policy::Paired { EVERY_CLASS } else { label };
         Ok(Sources { own, own_again, rest, seed, label })
     }
 
@@ -182,6 +193,16 @@ mod tests {
         assert_eq!(firsts(3, 7), firsts(3, 7));
         assert_ne!(firsts(3, 7), firsts(4, 7));
         assert_ne!(firsts(3, 7), firsts(3, 8));
+    }
+
+    #[test]
+    fn paired_samples_of_every_class_share_a_source() {
+        let of = |class: &str, label, seed| firsts(&Sources::new(CLASSES, class, label, Policy::Paired, seed).unwrap(), 0..20);
+        assert_eq!(of("df", 3, 7), of("vasc", 6, 7));
+        assert_ne!(of("df", 3, 7), of("df", 3, 8));
+        let mut round = of("df", 3, 7)[..8].to_vec();
+        round.sort_unstable();
+        assert_eq!(round, (0..8).collect::<Vec<_>>(), "every image once");
     }
 
     #[test]
