@@ -8,6 +8,7 @@ pub mod dataset;
 pub mod features;
 pub mod files;
 pub mod image;
+mod jpeg;
 pub mod manifest;
 pub mod png_file;
 pub mod resize;
