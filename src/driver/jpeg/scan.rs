@@ -54,10 +54,12 @@ pub fn decode(headers: &Headers, frame: &mut Frame, parts: &[Part], progress: &P
                 let (h, v) = if single { (1, 1) } else { (component.h, component.v) };
                 for k in 0..h * v {
                     let block = (y * v + k / h) * component.blocks + x * h + k % h;
-                    match frame.is_progressive {
-                        true => progressive(&mut bits, tables, progress, &mut state, part.component, &mut component.coefficients[block])?,
-                        false => sequential(&mut bits, tables, &mut state.last[part.component], component, block)?,
-                    }
+                    let done = match frame.is_progressive {
+                        true => progressive(&mut bits, tables, progress, &mut state, part.component, &mut component.coefficients[block]),
+                        false => sequential(&mut bits, tables, &mut state.last[part.component], component, block),
+                    };
+                    // What bits that are not in the file would mean is no fact about the file.
+                    done.or_else(|stop| bits.check().and(Err(stop)))?;
                 }
             }
             bits.check()?;
