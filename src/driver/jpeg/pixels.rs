@@ -78,7 +78,7 @@ fn upsample(c: &Component, frame: &Frame, y: usize, out: &mut [u8]) {
 
 /// The row of a halved plane that is second nearest to row `y` of the image: the one above for even rows, below for odd ones.
 fn neighbour(y: usize, height: usize) -> usize {
-    if y % 2 == 0 { (y / 2).saturating_sub(1) } else { (y / 2 + 1).min(height - 1) }
+    if y.is_multiple_of(2) { (y / 2).saturating_sub(1) } else { (y / 2 + 1).min(height - 1) }
 }
 
 /// Twice as many samples: 3/4 of the near and 1/4 of the far one, at both ends the end itself. Divided by 2^shift; the left and the right of

@@ -41,10 +41,10 @@ pub fn decode(headers: &Headers, frame: &mut Frame, parts: &[Part], progress: &P
     let first = &frame.components[parts[0].component];
     let (across, down) = if single { (first.width.div_ceil(8), first.height.div_ceil(8)) } else { frame.units };
     let (mut bits, mut state) = (Bits::new(bytes, at), State::default());
-    let mut done = 0;
+    let mut done = 0usize;
     for y in 0..down {
         for x in 0..across {
-            if headers.restart > 0 && done > 0 && done % headers.restart == 0 {
+            if headers.restart > 0 && done > 0 && done.is_multiple_of(headers.restart) {
                 bits.restart(((done / headers.restart - 1) % 8) as u8)?;
                 state = State::default();
             }

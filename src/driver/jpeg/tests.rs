@@ -167,7 +167,7 @@ fn lies_are_refused() {
         ("a scan comes before its frame", changed(baseline, |all| all.retain(|s| s.0 != 0xc0))),
         ("there are two frames", changed(baseline, |all| all.insert(0, all[first(all, 0xc0)].clone()))),
         ("a component has no scan", changed(baseline, |all| all.retain(|s| s.0 != 0xda))),
-        ("there is no frame", joined(&vec![])),
+        ("there is no frame", joined(&[])),
         ("a scan repeats or leaves out bits", changed(baseline, |all| all.push(all[first(all, 0xda)].clone()))),
         ("a scan repeats or leaves out bits", changed(progressive, |all| all.push(all[first(all, 0xda)].clone()))),
         ("a second image begins", [&[0xff, 0xd8], &fixture(baseline)[..]].concat()),
