@@ -14,10 +14,10 @@ from pathlib import Path
 import diffusers
 import torch
 
-from golden import autoencoder, classifiers, convnext, ddim, inpaint, ldm, lora, monai_nets, onnx, ops, pipeline, preprocess, resize, resnet, schedulers, segmentation, swin, taesd, text, tokenizer, torch_files, unet, unet_condition, vit
+from golden import autoencoder, classifiers, convnext, ddim, inpaint, jpeg, ldm, lora, monai_nets, onnx, ops, pipeline, preprocess, resize, resnet, schedulers, segmentation, swin, taesd, text, tokenizer, torch_files, unet, unet_condition, vit
 from golden.files import ROOT
 
-MODULES = (ops, autoencoder, classifiers, convnext, ddim, inpaint, ldm, lora, monai_nets, onnx, pipeline, preprocess, resize, resnet, schedulers, segmentation, swin, taesd, text, tokenizer, torch_files, unet, unet_condition, vit)
+MODULES = (ops, autoencoder, classifiers, convnext, ddim, inpaint, jpeg, ldm, lora, monai_nets, onnx, pipeline, preprocess, resize, resnet, schedulers, segmentation, swin, taesd, text, tokenizer, torch_files, unet, unet_condition, vit)
 FIXTURES = {name: make for module in MODULES for name, make in module.FIXTURES.items()}
 PROOF_TOLERANCE = 1e-5
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
 
+use super::jpeg;
 use crate::base::{Error, Kind, Result};
 
 /// Largest width and height, in pixels.
@@ -130,7 +131,12 @@ fn decode(path: &Path) -> Result<DynamicImage> {
     }
     // A broken EXIF block says nothing about orientation; the pixels are still good.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let mut decoded = DynamicImage::from_decoder(decoder).map_err(cannot)?;
+    let ours = if format == image::ImageFormat::Jpeg { jpeg::decode(&bytes).map_err(|fact| wrong(format!("cannot be decoded: {fact}")))? } else { None };
+    let mut decoded = match ours {
+        Some(image) if (image.width(), image.height()) == (width, height) => image,
+        Some(image) => return Err(wrong(format!("{}x{} pixels in one header, {width}x{height} in another", image.width(), image.height()))),
+        None => DynamicImage::from_decoder(decoder).map_err(cannot)?,
+    };
     decoded.apply_orientation(orientation);
     Ok(decoded)
 }

@@ -12,6 +12,7 @@ pub mod demo_models;
 pub mod features;
 pub mod files;
 pub mod image;
+mod jpeg;
 pub mod manifest;
 pub mod png_file;
 pub mod reference;
