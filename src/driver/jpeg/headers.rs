@@ -5,7 +5,7 @@ use super::scan::{self, Part, Progress};
 use super::{Step, Stop, idct};
 
 /// More scans than any encoder writes; each walks over the whole image.
-const MAX_SCANS: usize = 500;
+const MAX_SCANS: usize = 100;
 
 /// Coefficients in zigzag order: their place, row by row.
 pub const NATURAL: [u8; 64] = [
