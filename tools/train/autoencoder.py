@@ -1,8 +1,9 @@
 """Trains the AutoencoderKL: 128x128 pixels to 32x32 latents of 4 channels.
 
-Loss: L1, L1 of the gradients at three scales, L1 of the spectrum, a small KL term, and L1 of what half-size latents decode to
+Loss: L1, L1 of the gradients at three scales, L1 of the spectrum, L1 of coarse opponent colours, a small KL term, and L1 of what half-size latents decode to
 (so that latents change with the image as the image does, which the denoiser finds easier: EQ-VAE, Kouzelis et al. 2025).
-At the end mean and deviation of each latent channel go into `quant_conv` and `post_quant_conv`, so that the scaling factor is 1.
+Classes are drawn in proportion to a power of their counts, and colours of a third of the draws are changed strongly, so that rare colours
+are learnt too. At the end mean and deviation of each latent channel go into `quant_conv` and `post_quant_conv`, so that the scaling factor is 1.
 """
 
 import copy
@@ -11,6 +12,7 @@ import time
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file
 
 import data
 import export
@@ -40,6 +42,12 @@ def detail(y, x):
     return loss
 
 
+def colour(y, x):
+    """L1 of opponent colours averaged over 4, 8 and 16 pixels: what a lesion's hue is made of."""
+    difference = data.opponent(y - x)
+    return sum(F.avg_pool2d(difference, k).abs().mean() for k in (4, 8, 16))
+
+
 def moments(model, x):
     return model.quant_conv(model.encoder(x)).float().chunk(2, 1)
 
@@ -48,12 +56,13 @@ def decode(model, z):
     return model.decoder(model.post_quant_conv(z)).float()
 
 
-def loss_of(model, x, dtype):
+def loss_of(model, x, dtype, kl_weight=1e-4, colour_weight=1.0):
     mean, logvar = moments(model, x.to(dtype))
     logvar = logvar.clamp(-30, 20)
     z = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
     kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
-    loss = detail(decode(model, z.to(dtype)), x) + 5e-4 * kl
+    y = decode(model, z.to(dtype))
+    loss = detail(y, x) + colour_weight * colour(y, x) + kl_weight * kl
     half = len(x) // 2
     small = decode(model, F.avg_pool2d(z[:half], 2).to(dtype))
     return loss + 0.25 * (small - F.avg_pool2d(x[:half], 2)).abs().mean()
@@ -100,17 +109,25 @@ def save(run, train, held):
     state = {k: v.half().float() for k, v in normalise(state, model, train.images[:1024]).items()}
     model.load_state_dict(state)
     export.diffusers(run.args.work / "export" / "inpaint" / "vae", model, state)
-    values = psnr(held.images, reconstruct(model, held.images))
+    decoded = reconstruct(model, held.images)
+    values = psnr(held.images, decoded)
+    errors = data.colour_error(held.images.float() / 255, decoded, held.masks)
+    means = torch.cat([moments(model, chunk.float() / 127.5 - 1)[0].detach() for chunk in held.images.split(64)])
     run.metrics(
         psnr_db_mean=round(values.mean().item(), 3), psnr_db_median=round(values.median().item(), 3), psnr_db_p05=round(values.quantile(0.05).item(), 3),
+        colour_error={c: round(errors[held.labels == i].nanmean().item(), 3) for i, c in enumerate(data.CLASSES)},
+        psnr_db_class={c: round(values[held.labels == i].mean().item(), 3) for i, c in enumerate(data.CLASSES)},
+        latent_deviation=[round(v, 4) for v in means.std((0, 2, 3)).tolist()],
         parameters=sum(p.numel() for p in model.parameters()), held_out=len(held),
     )  # fmt: skip
 
 
 def main():
-    args = session.arguments(__doc__, batch=48, lr=1e-3, seed=1)
+    args = session.arguments(__doc__, batch=48, lr=1e-3, seed=1, power=0.4, kl=1e-4, colour=1.0, from_vae="")
     device = session.device()
     model = make().to(device)
+    if args.from_vae:
+        model.load_state_dict({k: v.float() for k, v in load_file(args.from_vae).items()})
     train, held = data.load(args.pack, device, args.limit)
     if device.type == "cuda":
         model.to(memory_format=faster_format(model, train.images, args.batch))
@@ -118,12 +135,15 @@ def main():
     dtype = torch.bfloat16 if run.is_half else torch.float32
     session.wait(args)
     while run.goes_on():
-        x = train.images[torch.randint(len(train), (args.batch,), device=device)].float() / 255
-        if torch.rand(()) < 0.5:
+        x = train.images[data.draw(train, args.batch, args.power)].float() / 255
+        kind = torch.rand(()).item()
+        if kind < 0.35:
+            x = data.saturate(data.recolour(data.vary(x, zoom=(0.8, 1.3)), 0.25, 0.3, 0.2), 0.6, 1.8)
+        elif kind < 0.6:
             x = data.recolour(data.vary(x, zoom=(0.9, 1.3)), 0.1, 0.1, 0.03)
         else:
             x = torch.rot90(x, torch.randint(4, ()).item(), (2, 3))
-        run.step(loss_of(model, x * 2 - 1, dtype))
+        run.step(loss_of(model, x * 2 - 1, dtype, args.kl, args.colour))
         if run.is_time_to_save():
             save(run, train, held)
             run.checkpoint()

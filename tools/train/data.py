@@ -113,8 +113,40 @@ def recolour(x, brightness, contrast, channel):
     return (x * tint).clamp(0, 1)
 
 
+# Luminance, red against green, yellow against blue.
+OPPONENT = [[1 / 3, 1 / 3, 1 / 3], [0.5, -0.5, 0.0], [0.25, 0.25, -0.5]]
+
+
+def opponent(x):
+    return torch.einsum("oc,nchw->nohw", torch.tensor(OPPONENT, device=x.device, dtype=x.dtype), x)
+
+
+def saturate(x, low, high):
+    """The distance of every pixel from grey times a factor between `low` and `high`, per image. x: [0, 1]."""
+    grey = x.mean(1, keepdim=True)
+    return (grey + (x - grey) * uniform(len(x), low, high, x.device).view(-1, 1, 1, 1)).clamp(0, 1)
+
+
+def lab(rgb):
+    """CIE L*a*b* (D65) of sRGB colours in [0, 1]: [N, 3]."""
+    linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    to_xyz = torch.tensor([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]], device=rgb.device)
+    t = linear @ to_xyz.T / torch.tensor([0.95047, 1.0, 1.08883], device=rgb.device)
+    f = torch.where(t > (6 / 29) ** 3, t.clamp(min=1e-9) ** (1 / 3), t / (3 * (6 / 29) ** 2) + 4 / 29)
+    return torch.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
+
+
+def colour_error(images, decoded, masks):
+    """CIE76 difference of the mean colours inside the masks, per image. images, decoded: [0, 1]; NaN where the mask is empty."""
+    m = masks.float()
+    mean = [(x * m).sum((2, 3)) / m.sum((2, 3)) for x in (images, decoded)]
+    return (lab(mean[0]) - lab(mean[1])).norm(dim=1)
+
+
 def dilate(masks, radius):
-    return F.max_pool2d(masks, 2 * radius + 1, stride=1, padding=radius) if radius else masks
+    """By a square, one axis after the other."""
+    k = 2 * radius + 1
+    return F.max_pool2d(F.max_pool2d(masks, (k, 1), stride=1, padding=(radius, 0)), (1, k), stride=1, padding=(0, radius)) if radius else masks
 
 
 def cells(pixels):
@@ -132,12 +164,13 @@ def blobs(n, device):
 
 
 def holes(masks):
-    """Holes to learn on, float [N, 1, S, S]: 65 % the image's own lesion, dilated by 2 to 9 pixels, 15 % another image's
-    lesion somewhere else, 20 % blobs. Where the lesion fills less than 1 % a blob takes its place."""
+    """Holes to learn on, float [N, 1, S, S]: 65 % the image's own lesion, a quarter of these dilated by DILATE and the rest by 4 to
+    24 pixels, as a lesion of another class may need more room than the one it replaces, 15 % another image's lesion somewhere else, 20 % blobs. Where the lesion fills less than 1 % a blob takes its place."""
     n, device = len(masks), masks.device
     kind = torch.rand(n, device=device).view(-1, 1, 1, 1)
-    wide = torch.randint(2, 7, (1,)).item()
-    own = torch.where(torch.rand(n, 1, 1, 1, device=device) < 0.6, dilate(masks, DILATE), dilate(masks, wide + 3 * (wide % 2)))
+    parts = masks.split(max(1, -(-n // 8)))
+    wide = torch.cat([dilate(part, torch.randint(4, 25, ()).item()) for part in parts])
+    own = torch.where(torch.rand(n, 1, 1, 1, device=device) < 0.25, dilate(masks, DILATE), wide)
     moved = torch.roll(masks[torch.randperm(n, device=device)], tuple(torch.randint(-40, 41, (2,)).tolist()), (2, 3)).flip(2)
     chosen = torch.where(kind < 0.65, own, torch.where(kind < 0.8, moved, blobs(n, device)))
     small = chosen.mean((1, 2, 3), keepdim=True) < 0.01

@@ -1,7 +1,7 @@
 """Trains the UNet2DModel that repaints lesions by class in the latents of autoencoder.py.
 
 Input [noisy latents, hole, latents of the masked image], classes 0 to 6 and 7 = none, v-prediction. Classes are drawn in
-proportion to the square root of their counts. Images, masks and holes are varied and encoded once, on the device, before
+proportion to a power of their counts (--power). Images, masks and holes are varied and encoded once, on the device, before
 the first step; --pool says how many.
 """
 
@@ -37,14 +37,14 @@ def load_autoencoder(folder):
 
 
 @torch.no_grad()
-def make_pool(vae, train, size, chunk):
+def make_pool(vae, train, size, chunk, power):
     """size x (latents, masked latents, hole, label), in f16 and u8."""
     device = train.images.device
     dtype = next(vae.parameters()).dtype
     shape = (size, 4, data.SIZE // data.CELL, data.SIZE // data.CELL)
     z = torch.empty(shape, dtype=torch.float16, device=device)
     masked, hole = torch.empty_like(z), torch.empty((size, 1, *shape[2:]), dtype=torch.uint8, device=device)
-    rows = data.draw(train, size, 0.5)
+    rows = data.draw(train, size, power)
     for i in range(0, size, chunk):
         row = rows[i : i + chunk]
         x, m = data.vary(train.images[row].float() / 255, train.masks[row].float(), zoom=(0.9, 1.2), shift=0.05)
@@ -112,7 +112,7 @@ def save(run):
 
 
 def main():
-    args = session.arguments(__doc__, batch=256, lr=5e-4, seed=2, pool=160_000, compile=1, compile_seconds=150.0, vae_by=0.0, from_unet="")
+    args = session.arguments(__doc__, batch=256, lr=5e-4, seed=2, pool=160_000, compile=1, compile_seconds=150.0, vae_by=0.0, from_unet="", power=0.3)
     device = session.device()
     model = make().to(device)
     if args.from_unet:
@@ -131,8 +131,11 @@ def main():
     since = time.time()
     vae = load_autoencoder(folder)
     if device.type == "cuda":
-        vae.to(torch.bfloat16)
-    pool = make_pool(vae, train, args.pool, 512 if device.type == "cuda" else 16)
+        vae.to(torch.float16)
+    pool = make_pool(vae, train, args.pool, 512 if device.type == "cuda" else 16, args.power)
+    if not torch.isfinite(pool[0]).all() or not torch.isfinite(pool[1]).all():
+        run.log("latents are not finite in f16: again in bf16")
+        pool = make_pool(vae.to(torch.bfloat16), train, args.pool, 512, args.power)
     run.log(f"{args.pool} varied latents in {time.time() - since:.1f} s; deviation {pool[0][:4096].float().std().item():.3f}")
     bars = inpaint.alphas_cumprod(device)
     while run.goes_on():

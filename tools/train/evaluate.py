@@ -87,6 +87,8 @@ def main():
     p.add_argument("--per-class", type=int, default=64)
     p.add_argument("--steps", type=int, default=20)
     p.add_argument("--guidance", type=float, nargs="*", default=[2.0, 3.0, 1.0, 4.0])
+    p.add_argument("--widen", type=int, default=data.DILATE, help="pixels by which the lesion mask becomes the hole")
+    p.add_argument("--classes", nargs="*", choices=data.CLASSES, default=data.CLASSES)
     p.add_argument("--limit", type=int)
     p.add_argument("--threads", type=int, default=0)
     args = p.parse_args()
@@ -102,11 +104,11 @@ def main():
     print(f"evaluate: {time.strftime('%H:%M:%S')} loaded", flush=True)
     real = {name: classifier.features_of(m, held.images) for name, m in judges.items()}
     known = {name: F.normalize(classifier.features_of(m, train.images), dim=1) for name, m in judges.items()}
-    report = {"steps": args.steps, "samples": []}
+    report = {"steps": args.steps, "widen": args.widen, "samples": []}
     report["held_out_recall"] = {n: classifier.recalls(classifier.logits_of(m, held.images).argmax(1), held.labels) for n, m in judges.items()}
 
     def paint(rows, label, guidance, seed):
-        images, masks = train.images[rows].float() / 255, data.dilate(train.masks[rows].float(), data.DILATE)
+        images, masks = train.images[rows].float() / 255, data.dilate(train.masks[rows].float(), args.widen)
         labels = torch.full((len(rows),), label, device=images.device)
         step = 96 if session.device().type == "cuda" else 8
         parts = [
@@ -118,7 +120,8 @@ def main():
     area = train.masks.float().mean((1, 2, 3))
     usable = (area > 0.03) & (area < 0.6)
     for guidance in args.guidance:
-        for label, name in enumerate(data.CLASSES):
+        for name in args.classes:
+            label = data.CLASSES.index(name)
             for sources in ["same", "head"]:
                 of = label if sources == "same" else data.CLASSES.index("nv")
                 rows = torch.nonzero((train.labels == of) & usable).flatten()

@@ -19,11 +19,22 @@ import time
 HERE = pathlib.Path(__file__).parent
 # Beginning and end of each training, as parts of the budget after SETUP seconds. The denoiser begins when the autoencoder ends.
 SETUP = 14
-PLAN = {"autoencoder": (0.0, 0.24), "segmenter": (0.24, 0.40), "classifier": (0.24, 0.46), "judge": (0.24, 0.46), "denoiser": (0.24, 0.92)}
+PLAN = {"autoencoder": (0.0, 0.24), "segmenter": (0.24, 0.40), "classifier": (0.24, 0.46), "judge": (0.24, 0.46), "denoiser": (0.24, 0.90)}
+
+
+def window(name, args):
+    """Begin and end of a training; with --autoencoder-share the others follow that, and denoising has what is left."""
+    begin, end = PLAN[name]
+    if args.autoencoder_share is not None:
+        shift = args.autoencoder_share - PLAN["autoencoder"][1]
+        begin, end = (begin if name == "autoencoder" else begin + shift), (end if name == "denoiser" else end + shift)
+    if name == "denoiser" and "autoencoder" not in args.names:
+        begin = 0.06
+    return begin, end
 
 
 def command(name, args, start):
-    begin, end = PLAN[name]
+    begin, end = window(name, args)
     span = args.seconds - SETUP if not args.smoke else args.seconds
     first = start + (SETUP if not args.smoke else 0)
     until = first + end * span
@@ -35,6 +46,9 @@ def command(name, args, start):
         line += ["--seconds", (end - begin) * span, "--start-at", 0 if args.smoke else first + begin * span]
     if name == "judge":
         line += ["--arch", "densenet121", "--seed", 5]
+    if args.source:
+        file = args.source / "inpaint" / {"autoencoder": "vae", "denoiser": "unet"}.get(name, "") / "diffusion_pytorch_model.safetensors"
+        line += {"autoencoder": ["--from-vae", file, "--lr", 8e-4], "denoiser": ["--from-unet", file]}.get(name, [])
     if args.smoke:
         line += ["--limit", 28, "--batch", 4, "--threads", 1, "--max-steps", 2]
         line += ["--pool", 16] if name == "denoiser" else []
@@ -86,9 +100,11 @@ def put(args, name, write):
 
 def evaluation(args, end):
     line = [sys.executable, "-u", HERE / "evaluate.py", "--pack", args.pack, "--models", args.work / "export", "--out", args.work, "--until", end]
-    line += [] if args.smoke or args.only else ["--wait-for", args.work / "denoiser.done", "--wait-until", end - 0.05 * args.seconds]
+    line += [] if args.smoke or "denoiser" not in args.names else ["--wait-for", args.work / "denoiser.done", "--wait-until", end - 0.05 * args.seconds]
     if args.smoke:
         line += ["--limit", 14, "--per-class", 2, "--steps", 2, "--threads", 1, "--guidance", 2]
+    else:
+        line += ["--guidance", 3, 5, 7, "--widen", 20, "--classes", "vasc", "df", "akiec", "bcc", "bkl", "mel"]
     return [str(part) for part in line]
 
 
@@ -99,12 +115,22 @@ def main():
     p.add_argument("--work", type=pathlib.Path, help="checkpoints and exports; default: OUT-work. With the same folder a stopped session goes on")
     p.add_argument("--seconds", type=float, required=True)
     p.add_argument("--only", nargs="*", choices=list(PLAN), help="train these; the others' exports are taken from --work")
+    p.add_argument("--from", dest="source", type=pathlib.Path, help="folder of exported weights: autoencoder and denoiser start from them")
+    p.add_argument("--autoencoder-share", type=float, help="part of the budget for the autoencoder; default 0.24")
     p.add_argument("--smoke", action="store_true", help="two steps of everything on few images, on the CPU")
     args = p.parse_args()
     start = time.time()
     args.work = args.work or args.out.with_name(args.out.name + "-work")
     for folder in [args.out, args.work / "log", args.work / "export"]:
         folder.mkdir(parents=True, exist_ok=True)
+    args.names = args.only or list(PLAN)
+    if args.source:
+        for name in ["classifier", "judge", "segmenter", "inpaint/vae", "inpaint/unet"]:
+            if not (args.work / "export" / name).exists():
+                shutil.copytree(args.source / name, args.work / "export" / name)
+        for name in ["scheduler/scheduler_config.json", "model_index.json"]:
+            (args.work / "export" / "inpaint" / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(args.source / "inpaint" / name, args.work / "export" / "inpaint" / name)
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1" if args.smoke else "4"}
     if args.smoke:
         environment["CUDA_VISIBLE_DEVICES"] = ""
@@ -113,7 +139,7 @@ def main():
         print(f"session: {time.time() - start:6.1f} s: {name}", flush=True)
         return subprocess.Popen(line, stdout=open(args.work / "log" / f"{name}.txt", "a"), stderr=subprocess.STDOUT, env=environment)
 
-    names = args.only or list(PLAN)
+    names = args.names
     for name in names:
         (args.work / f"{name}.done").unlink(missing_ok=True)
     if args.smoke:

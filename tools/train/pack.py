@@ -24,15 +24,20 @@ def main():
     p.add_argument("--split", type=pathlib.Path, default=HERE / "split.csv")
     p.add_argument("--out", type=pathlib.Path, required=True)
     p.add_argument("--quality", type=int, default=93)
+    p.add_argument("--subsampling", type=int, default=0, help="0: colour as fine as brightness, 2: at half the size")
+    p.add_argument("--nevi", type=float, default=1.0, help="this part of the training nevi, the commonest class, for a smaller file")
     args = p.parse_args()
     labels = {row["image_id"]: row["dx"] for row in csv.DictReader(open(args.data / "labels.csv"))}
     rows = list(csv.DictReader(open(args.split)))
+    nevi = [r for r in rows if labels[r["image_id"]] == "nv" and r["part"] != "held_out"]
+    dropped = {r["image_id"] for r in nevi[round(args.nevi * len(nevi)) :]}
+    rows = [r for r in rows if r["image_id"] not in dropped]
     jpegs, ends, masks = [], [], []
     for row in rows:
         name = row["image_id"]
         image = Image.open(args.data / "images" / f"{name}.jpg").convert("RGB").resize((SIZE, SIZE), Image.BICUBIC)
         file = io.BytesIO()
-        image.save(file, "JPEG", quality=args.quality, optimize=True)
+        image.save(file, "JPEG", quality=args.quality, subsampling=args.subsampling, optimize=True)
         jpegs.append(file.getvalue())
         ends.append(len(file.getvalue()))
         mask = Image.open(args.data / "masks" / f"{name}_segmentation.png").convert("L").resize((SIZE, SIZE), Image.BILINEAR)
