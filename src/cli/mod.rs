@@ -1,6 +1,7 @@
 //! The street: words, flags and exit codes. stdout is data, stderr is speech.
 
 mod bench;
+mod bench_report;
 mod cache;
 mod check;
 mod component;
@@ -98,7 +99,7 @@ enum Verb {
     #[command(after_help = "Example: naevus demo --out naevus-demo")]
     Demo(demo::DemoArgs),
     /// Prove, then time kernels or a model
-    #[command(after_help = "Example: naevus bench ops --filter conv2d --export md bench.md")]
+    #[command(after_help = bench::EXAMPLES)]
     Bench(bench::BenchArgs),
 }
 

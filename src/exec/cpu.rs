@@ -1,7 +1,7 @@
 //! The CPU executor: the plan's steps through the ops' twins, on rayon's threads.
 
 use crate::base::{Error, Kind, Result, Shape};
-use crate::plan::{Plan, Session, Storage, Tensor, TensorKind, TwinCall};
+use crate::plan::{Plan, Session, StepTimes, Storage, Tensor, TensorKind, Timer, TwinCall};
 
 /// A plan with its buffers in host memory.
 pub struct CpuSession {
@@ -82,13 +82,13 @@ impl Session for CpuSession {
         Ok(())
     }
 
-    fn run_timed(&mut self) -> Result<Vec<f64>> {
+    fn run_timed(&mut self) -> Result<StepTimes> {
         let timed = |session: &mut Self, s| {
             let start = std::time::Instant::now();
             session.run_step(s);
             start.elapsed().as_secs_f64() * 1e3
         };
-        Ok((0..self.plan.tape.steps.len()).map(|s| timed(self, s)).collect())
+        Ok(StepTimes { ms: (0..self.plan.tape.steps.len()).map(|s| timed(self, s)).collect(), timer: Timer::Wall })
     }
 
     fn finish(&mut self) -> Result<()> {

@@ -8,5 +8,5 @@ pub mod tape;
 
 pub use card::{Case, CaseInput, Cost, Field, Fill, Layout, Machine, Op, StepView, TwinCall, Variant};
 pub use freeze::{Limits, Options, Plan, Storage};
-pub use session::Session;
+pub use session::{Session, StepTimes, Timer};
 pub use tape::{Step, Tape, Tensor, TensorInfo, TensorKind, Weight};

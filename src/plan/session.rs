@@ -3,6 +3,31 @@
 use crate::base::{Array, Error, Kind, Result};
 use crate::plan::{Plan, Tensor};
 
+/// What measured a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Timer {
+    /// Timestamps on the device.
+    Gpu,
+    /// The host's clock.
+    Wall,
+}
+
+impl std::fmt::Display for Timer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Timer::Gpu => "gpu",
+            Timer::Wall => "wall",
+        })
+    }
+}
+
+/// Milliseconds of each step of one run.
+#[derive(Clone, Debug)]
+pub struct StepTimes {
+    pub ms: Vec<f64>,
+    pub timer: Timer,
+}
+
 /// A plan on a device. Values keep the device's axis order (channels last).
 pub trait Session {
     fn plan(&self) -> &Plan;
@@ -20,8 +45,9 @@ pub trait Session {
     /// Carries are not done.
     fn first_nonfinite(&mut self) -> Result<Option<String>>;
 
-    /// Runs once and returns the milliseconds of each step, measured one step at a time on the host's clock.
-    fn run_timed(&mut self) -> Result<Vec<f64>>;
+    /// Runs once and times each step: on the device's clock where it has one, otherwise one step at a time on the host's.
+    /// Carries are not done.
+    fn run_timed(&mut self) -> Result<StepTimes>;
 
     /// Waits until everything that was started has finished.
     fn finish(&mut self) -> Result<()>;

@@ -6,6 +6,7 @@ mod device;
 mod pipeline;
 mod proof;
 mod session;
+mod stamps;
 mod trial;
 mod values;
 

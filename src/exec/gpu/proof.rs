@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use crate::base::{DType, Error, Kind, Result};
 use crate::exec::gpu::device::Gpu;
 use crate::exec::gpu::pipeline::{Kernel, uniform_bytes};
+use crate::exec::gpu::stamps::Stamps;
 use crate::exec::gpu::values::from_bytes;
-use crate::plan::{Op, Step, Tape, Variant};
+use crate::plan::{Op, Step, Tape, Timer, Variant};
 
 /// Bytes on each side of the output that a kernel must leave alone: the offset alignment of every device.
 const GUARD: usize = 256;
@@ -33,8 +34,7 @@ pub struct KernelRun {
 pub struct Timing {
     /// Milliseconds per dispatch.
     pub samples_ms: Vec<f64>,
-    /// `gpu` (timestamps) or `wall`.
-    pub timer: &'static str,
+    pub timer: Timer,
 }
 
 impl KernelRun {
@@ -114,17 +114,13 @@ impl KernelRun {
         while samples_ms.is_empty() || (samples_ms.len() < 5 && start.elapsed() < 10 * budget) || (start.elapsed() < budget && samples_ms.len() < 200) {
             samples_ms.push(clock.measure(self, repeats)?);
         }
-        Ok(Timing { samples_ms, timer: clock.name() })
+        Ok(Timing { samples_ms, timer: clock.timer() })
     }
 
-    pub(super) fn submit(&self, repeats: u32, stamps: Option<&wgpu::QuerySet>) -> Result<()> {
+    pub(super) fn submit(&self, repeats: u32, stamps: Option<&Stamps>) -> Result<()> {
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
         {
-            let timestamp_writes = stamps.map(|query_set| wgpu::ComputePassTimestampWrites {
-                query_set,
-                beginning_of_pass_write_index: Some(0),
-                end_of_pass_write_index: Some(1),
-            });
+            let timestamp_writes = stamps.map(|stamps| stamps.of(0));
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes });
             pass.set_pipeline(&self.kernel.pipeline);
             pass.set_bind_group(0, &self.bindings, &[0]);
@@ -166,49 +162,29 @@ impl StepBuffers {
 /// Measures kernels by timestamps on the device, or by the host's clock where there are none.
 pub(super) struct Clock {
     gpu: Arc<Gpu>,
-    stamps: Option<(wgpu::QuerySet, wgpu::Buffer, f32)>,
+    stamps: Option<Stamps>,
 }
 
 impl Clock {
     pub fn new(gpu: &Arc<Gpu>) -> Clock {
-        let stamps = gpu.timestamp_period_ns.map(|period_ns| {
-            let set = gpu.device.create_query_set(&wgpu::QuerySetDescriptor { label: None, ty: wgpu::QueryType::Timestamp, count: 2 });
-            let resolved = gpu.device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("timestamps"),
-                size: 256,
-                usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
-                mapped_at_creation: false,
-            });
-            (set, resolved, period_ns)
-        });
-        Clock { gpu: Arc::clone(gpu), stamps }
+        Clock { gpu: Arc::clone(gpu), stamps: Stamps::new(gpu, 1) }
     }
 
-    /// `gpu` (timestamps) or `wall`.
-    pub fn name(&self) -> &'static str {
-        if self.stamps.is_some() { "gpu" } else { "wall" }
+    pub fn timer(&self) -> Timer {
+        if self.stamps.is_some() { Timer::Gpu } else { Timer::Wall }
     }
 
     /// Milliseconds of one dispatch, as the mean of `repeats`.
     pub fn measure(&self, run: &KernelRun, repeats: u32) -> Result<f64> {
         let start = Instant::now();
-        run.submit(repeats, self.stamps.as_ref().map(|(set, ..)| set))?;
+        run.submit(repeats, self.stamps.as_ref())?;
         let total_ms = match &self.stamps {
-            Some((set, resolved, period_ns)) => self.resolve(set, resolved, *period_ns)?,
+            Some(stamps) => stamps.read(&self.gpu)?[0],
             None => {
                 self.gpu.wait()?;
                 start.elapsed().as_secs_f64() * 1e3
             }
         };
         Ok(total_ms / f64::from(repeats))
-    }
-
-    fn resolve(&self, set: &wgpu::QuerySet, resolved: &wgpu::Buffer, period_ns: f32) -> Result<f64> {
-        let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
-        encoder.resolve_query_set(set, 0..2, resolved, 0);
-        self.gpu.queue.submit([encoder.finish()]);
-        let values = self.gpu.read_back(resolved, DType::U32, 4)?;
-        let ticks: &[u64] = &bytemuck::pod_collect_to_vec(&values);
-        Ok(ticks[1].saturating_sub(ticks[0]) as f64 * f64::from(period_ns) / 1e6)
     }
 }

@@ -1,11 +1,13 @@
 //! A plan on a device: buffers, pipelines and bind groups are made once, then replayed.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::base::{Error, Kind, Result};
 use crate::exec::gpu::device::Gpu;
 use crate::exec::gpu::pipeline::{Kernel, UNIFORM_STRIDE, uniform_bytes};
-use crate::plan::{Plan, Session, Storage, Tensor, TensorKind};
+use crate::exec::gpu::stamps::Stamps;
+use crate::plan::{Plan, Session, StepTimes, Storage, Tensor, TensorKind, Timer};
 
 /// A plan with its buffers on a device.
 pub struct GpuSession {
@@ -49,13 +51,14 @@ impl GpuSession {
     /// One step in a submission of its own.
     fn submit(&self, s: usize) -> Result<()> {
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
-        self.encode(&mut encoder, s..s + 1);
+        self.encode(&mut encoder, s..s + 1, None);
         self.gpu.queue.submit([encoder.finish()]);
         self.gpu.health()
     }
 
-    fn encode(&self, encoder: &mut wgpu::CommandEncoder, range: std::ops::Range<usize>) {
-        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+    /// Steps in one pass.
+    fn encode(&self, encoder: &mut wgpu::CommandEncoder, range: Range<usize>, timestamp_writes: Option<wgpu::ComputePassTimestampWrites<'_>>) {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes });
         for dispatch in &self.dispatches[range] {
             pass.set_pipeline(&dispatch.kernel.pipeline);
             pass.set_bind_group(0, &dispatch.bindings, &[dispatch.uniform_offset]);
@@ -82,7 +85,7 @@ impl Session for GpuSession {
         let before = self.previous.take();
         for window in self.submissions.windows(2) {
             let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
-            self.encode(&mut encoder, window[0]..window[1]);
+            self.encode(&mut encoder, window[0]..window[1], None);
             if window[1] == self.dispatches.len() {
                 for &(from, to) in &self.plan.tape.carries {
                     let bytes = self.plan.tape.info(from).bytes();
@@ -98,15 +101,27 @@ impl Session for GpuSession {
         self.gpu.health()
     }
 
-    fn run_timed(&mut self) -> Result<Vec<f64>> {
-        let mut times = Vec::with_capacity(self.dispatches.len());
+    /// A pass for each step, in the submissions of [`Session::run`]; without timestamps a submission and a wait for each step.
+    fn run_timed(&mut self) -> Result<StepTimes> {
+        self.gpu.wait()?;
+        if let Some(stamps) = Stamps::new(&self.gpu, self.dispatches.len()) {
+            for window in self.submissions.windows(2) {
+                let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
+                for s in window[0]..window[1] {
+                    self.encode(&mut encoder, s..s + 1, Some(stamps.of(s)));
+                }
+                self.gpu.queue.submit([encoder.finish()]);
+            }
+            return Ok(StepTimes { ms: stamps.read(&self.gpu)?, timer: Timer::Gpu });
+        }
+        let mut ms = Vec::with_capacity(self.dispatches.len());
         for s in 0..self.dispatches.len() {
             let start = std::time::Instant::now();
             self.submit(s)?;
             self.gpu.wait()?;
-            times.push(start.elapsed().as_secs_f64() * 1e3);
+            ms.push(start.elapsed().as_secs_f64() * 1e3);
         }
-        Ok(times)
+        Ok(StepTimes { ms, timer: Timer::Wall })
     }
 
     fn finish(&mut self) -> Result<()> {
