@@ -5,6 +5,7 @@ pub mod check;
 pub mod cpu;
 pub mod gpu;
 pub mod kept;
+pub mod pipelines;
 pub mod precision;
 pub mod tuner;
 

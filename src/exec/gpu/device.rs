@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, Weak};
 use crate::base::{Array, DType, Error, Kind, Result};
 use crate::exec::gpu::adapter::{self, AdapterKind, AdapterSummary};
 use crate::exec::gpu::pipeline::{Kernel, KernelKey};
+use crate::exec::gpu::pipeline_cache::PipelineCache;
 use crate::exec::gpu::values::{from_bytes, to_bytes};
 use crate::exec::kept::{Identity, Keeper, Kept};
 use crate::exec::precision::Precision;
@@ -22,6 +23,7 @@ pub struct Gpu {
     pub(super) summary: AdapterSummary,
     pub(super) timestamp_period_ns: Option<f32>,
     pub(super) kernels: Mutex<HashMap<KernelKey, Arc<Kernel>>>,
+    pub(super) pipelines: Option<PipelineCache>,
     /// How it was opened, and what is known about it.
     pub(in crate::exec) settings: Settings,
     pub(in crate::exec) keeper: Option<Keeper>,
@@ -37,7 +39,7 @@ impl Gpu {
         Gpu::open_with(index, &Settings { tune: Tune::Off, ..Settings::default() })
     }
 
-    /// The same with no optional features but timestamps and f16, and with what `settings` says.
+    /// The same with no optional features but timestamps, f16 and pipeline caches, and with what `settings` says.
     pub fn open_with(index: usize, settings: &Settings) -> Result<Arc<Gpu>> {
         let adapters = adapter::list();
         let place = format!("--device {index}");
@@ -50,7 +52,7 @@ impl Gpu {
         if settings.precision == Precision::F16 && !summary.f16 {
             return Err(Error::new(Kind::Device, summary.name, "it has no f16 in shaders, expected --precision f32"));
         }
-        let wanted = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SHADER_F16;
+        let wanted = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SHADER_F16 | wgpu::Features::PIPELINE_CACHE;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("naevus"),
             required_features: adapter.features() & wanted,
@@ -72,6 +74,7 @@ impl Gpu {
         let keeper = settings.cache.as_ref().map(|folder| Keeper::new(folder, Identity::of(&summary)));
         let (kept, note) = keeper.as_ref().map_or((Kept::default(), None), Keeper::read);
         note.iter().for_each(|note| (settings.say)(note));
+        let pipelines = keeper.as_ref().and_then(|keeper| PipelineCache::open(&device, keeper, settings.say));
         Ok(Arc::new(Gpu {
             device,
             queue,
@@ -81,6 +84,7 @@ impl Gpu {
             kept: Mutex::new(kept),
             timestamp_period_ns,
             kernels: Mutex::default(),
+            pipelines,
             weights: Mutex::default(),
             waiting_bytes: Mutex::default(),
             failure,

@@ -4,6 +4,7 @@
 mod adapter;
 mod device;
 mod pipeline;
+mod pipeline_cache;
 mod proof;
 mod session;
 mod stamps;

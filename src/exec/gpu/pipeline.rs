@@ -54,7 +54,7 @@ impl Gpu {
             entry_point: Some("main"),
             // Every kernel writes its workgroup memory before it reads it.
             compilation_options: wgpu::PipelineCompilationOptions { constants, zero_initialize_workgroup_memory: false },
-            cache: None,
+            cache: self.pipelines.as_ref().map(|pipelines| &pipelines.cache),
         });
         match pollster::block_on(scope.pop()) {
             None => Ok(Kernel { pipeline, layout }),
