@@ -180,6 +180,52 @@ fn the_job_runs_resumes_and_repeats() {
     refused(&args, &["run.toml: seed", "0", "9"]);
 }
 
+/// The least memory that one image takes, as the refusals tell, makes batches of one and the same bytes.
+#[test]
+fn a_memory_limit_makes_batches_smaller() {
+    let dir = TempDir::new().unwrap();
+    let (data, whole, out) = (dir.path().join("data"), dir.path().join("whole"), dir.path().join("out"));
+    data_set(&data, 4);
+    let model = golden("models/inpaint-tiny");
+    let classes = class_names(&model);
+    let class = classes.iter().find(|c| ["df", "nv"].contains(&c.as_str())).expect("the tiny model knows df or nv").clone();
+    let call = |out: &Path, extra: &[&str]| {
+        let mut args = synthesize(text(&model), text(&data), text(out));
+        args.extend(["--classes", &class, "--per-class", "4", "--json"]);
+        args.extend(extra);
+        naevus(&args)
+    };
+    let json = |stdout: &str| serde_json::from_str::<serde_json::Value>(stdout).expect("JSON");
+    let (code, stdout, stderr) = call(&whole, &[]);
+    assert_eq!((code, &json(&stdout)["batch"]), (0, &4.into()), "{stderr}");
+    assert!(stderr.contains("batch: 4 images at once (all 4 samples; their plans take "), "{stderr}");
+
+    let mut limit = 1000u64;
+    let mut refusals = 0;
+    let (stdout, stderr) = loop {
+        let text = limit.to_string();
+        let (code, stdout, stderr) = call(&out, &["--memory-limit", &text]);
+        if code == 0 {
+            break (stdout, stderr);
+        }
+        assert!(code == 2 && refusals < 4, "{stderr}");
+        let words: Vec<&str> = stderr.lines().last().unwrap().split(' ').collect();
+        let after = |word: &str| words[words.iter().position(|w| *w == word).expect(word) + 1].parse::<u64>().expect("bytes");
+        limit = after("needs") + after("beside");
+        refusals += 1;
+    };
+    assert!(refusals > 0);
+    assert_eq!(json(&stdout)["batch"], 1, "{stderr}");
+    assert!(json(&stdout)["batch_because"].as_str().unwrap().starts_with("4 do not fit; their plans take "), "{stdout}");
+    let sums = |folder: &Path| lines(&folder.join("manifest.jsonl")).iter().map(|l| l["output_sha256"].to_string()).collect::<Vec<_>>();
+    assert_eq!((sums(&whole).len(), sums(&whole)), (4, sums(&out)));
+
+    // What was asked for is not made smaller.
+    let text = limit.to_string();
+    let (code, _, stderr) = call(&dir.path().join("none"), &["--memory-limit", &text, "--batch", "4"]);
+    assert!(code == 2 && stderr.contains("memory: the plan needs "), "{stderr}");
+}
+
 /// Another solver than the model's: what `forward` gives is diffusers' walk; `synthesize` writes down which it was.
 #[test]
 fn the_scheduler_is_a_choice() {

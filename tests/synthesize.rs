@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use naevus::base::{Kind, Result};
+use naevus::base::{Error, Kind, Result};
 use naevus::diffusion::Scheduler;
+use naevus::diffusion::inpaint::Prepare;
 use naevus::diffusion::posterior::Posterior;
 use naevus::diffusion::tiles::Tiles;
 use naevus::driver::conditioning::Conditioning;
@@ -93,6 +94,11 @@ impl Bench {
 
     /// Runs `settings` into the folder `out` and writes down what is told.
     fn run(&self, settings: &RunSettings, out: &Path, stop: &AtomicBool) -> (Result<Summary>, Vec<String>) {
+        self.run_where(settings, out, stop, false, &mut |tape: Tape| Device::Cpu.prepare(tape, &Options::default()))
+    }
+
+    /// The same on a device of one's own.
+    fn run_where(&self, settings: &RunSettings, out: &Path, stop: &AtomicBool, may_halve: bool, prepare: &mut Prepare) -> (Result<Summary>, Vec<String>) {
         let data = self.data();
         let mut settings = settings.clone();
         settings.sampling.dataset_sha256 = dataset_sha256(&data);
@@ -104,11 +110,13 @@ impl Bench {
             out,
             device: "cpu",
             precision: "f32",
+            may_halve,
             ends_at_nonfinite: false,
         };
         let mut told = vec![];
         let mut on_event = |event: Event| match event {
             Event::Planned { samples, resumed } => told.push(format!("planned {samples}, {resumed} are there")),
+            Event::Halved { batch, error } => told.push(format!("{}: batches of {batch}", error.fact())),
             Event::Prepared { notes, .. } => told.extend(notes.iter().cloned()),
             Event::Step { done, of, images } => told.push(format!("step {done} of {of}, {images} images")),
             Event::Written(record) => {
@@ -118,7 +126,7 @@ impl Bench {
             Event::Skipped { source_id, error } => told.push(format!("skipped {source_id}: {}", error.fact())),
             Event::Failed { sample_id, error } => told.push(format!("failed {sample_id}: {error}")),
         };
-        let result = synthesize(&job, &mut |tape: Tape| Device::Cpu.prepare(tape, &Options::default()), stop, &mut on_event);
+        let result = synthesize(&job, prepare, stop, &mut on_event);
         (result, told)
     }
 
@@ -206,6 +214,31 @@ fn a_sample_depends_on_settings_class_and_number_alone() {
             assert!(worst <= Some(1), "{out} {id}: {worst:?} of 255");
         }
     }
+}
+
+/// A device that has no memory for more than two images in its denoising plan.
+#[test]
+fn a_batch_that_the_device_refuses_is_halved_and_samples_stay_the_same() {
+    let bench = Bench::new();
+    let mut settings = bench.settings.clone();
+    settings.execution.batch = 7;
+    let mut small = |tape: Tape| {
+        let images = tape.inputs().find(|(name, _)| *name == "noise").map_or(0, |(_, info)| info.shape.dims()[0]);
+        match images > 2 {
+            true => Err(Error::new(Kind::Limit, "state", format!("no memory for {images} images"))),
+            false => Device::Cpu.prepare(tape, &Options::default()),
+        }
+    };
+    let never = AtomicBool::new(false);
+    let (summary, told) = bench.run_where(&settings, &bench.path("halved"), &never, true, &mut small);
+    assert_eq!(summary.unwrap(), Summary { written: 7, ..Summary::default() });
+    let halved: Vec<&String> = told.iter().filter(|line| line.contains("batches of")).collect();
+    assert_eq!(halved, ["no memory for 7 images: batches of 3", "no memory for 3 images: batches of 1"]);
+    bench.go(&bench.settings, "whole");
+    assert_eq!(bench.samples("halved"), bench.samples("whole"));
+    let (error, told) = bench.run_where(&settings, &bench.path("refused"), &never, false, &mut small);
+    assert_eq!(error.unwrap_err().kind(), Kind::Limit);
+    assert!(told.iter().all(|line| !line.contains("batches of")));
 }
 
 #[test]
@@ -304,6 +337,7 @@ fn a_stop_ends_the_run_between_batches() {
         out: &out,
         device: "cpu",
         precision: "f32",
+        may_halve: false,
         ends_at_nonfinite: false,
     };
     let mut steps = vec![];

@@ -70,9 +70,10 @@ pub(crate) fn run(common: &Common, args: &DemoArgs) -> Result<Outcome> {
         out: &args.out,
         device: &description,
         precision: &precision,
+        may_halve: true,
         ends_at_nonfinite: false,
     };
-    let summary = synthesize::attempt(common, &device, &job, &stop)?;
+    let (summary, _) = synthesize::attempt(common, &device, &job, None, &stop)?;
     if summary.interrupted {
         common.say("stopped; the same command goes on from here");
         return Ok(Outcome::DoneWithFailures);

@@ -1,5 +1,6 @@
 //! The street: words, flags and exit codes. stdout is data, stderr is speech.
 
+mod batch;
 mod bench;
 mod bench_report;
 mod cache;

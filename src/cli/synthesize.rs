@@ -1,11 +1,13 @@
 //! `naevus synthesize`: the main job.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use indicatif::ProgressBar;
 use serde_json::json;
 
+use super::batch::{self, Chosen};
 use super::dataset::{self, DataSetFlags};
 use super::{Common, Outcome, lora, progress, speech};
 use crate::base::{Error, Kind, Result};
@@ -20,12 +22,10 @@ use crate::driver::run_settings::{Data, Execution, RunSettings, Sampling, Shard,
 use crate::driver::sources::Policy;
 use crate::driver::synthesize::{Event, Job, Summary, dataset_sha256, synthesize};
 use crate::exec::Device;
+use crate::exec::memory::Budget;
 use crate::exec::precision::Precision;
 use crate::models::{InpaintModel, Lora};
 use crate::plan::{Options, Tape};
-
-/// Images at once when nothing is said. Guidance doubles it inside the model.
-const AUTO_BATCH: usize = 8;
 
 #[derive(clap::Args)]
 pub(crate) struct SynthesizeArgs {
@@ -74,9 +74,12 @@ pub(crate) struct SynthesizeArgs {
     eta: f64,
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Images at once, or auto
-    #[arg(long, default_value = "auto")]
+    /// Images at once; auto: what keeps the device busy and fits its memory, halved where the device does not take it
+    #[arg(long, value_name = "N|auto", default_value = "auto")]
     batch: String,
+    /// Memory that weights and plans may take on the device, such as 6GiB [default: 80 % of a GPU's memory, or of what is free on the CPU]
+    #[arg(long, value_name = "BYTES")]
+    memory_limit: Option<String>,
     /// Whose images give the skin: same-class, same-class-then-any, any, head, or paired: the same image for sample k of every class
     #[arg(long, default_value = "same-class-then-any")]
     sources: String,
@@ -101,6 +104,8 @@ pub(crate) struct SynthesizeArgs {
 }
 
 pub(crate) fn run(common: &Common, args: &SynthesizeArgs) -> Result<Outcome> {
+    let asked = batch::parse(&args.batch)?;
+    let limit = args.memory_limit.as_deref().map(batch::parse_bytes).transpose()?;
     let earlier = args.config.as_deref().map(RunSettings::read).transpose()?;
     let request = common.device.clone().or(earlier.as_ref().map(|s| s.execution.device.clone())).unwrap_or("auto".to_string());
     let precision = match earlier.as_ref().filter(|_| common.precision == "auto") {
@@ -123,7 +128,6 @@ pub(crate) fn run(common: &Common, args: &SynthesizeArgs) -> Result<Outcome> {
     };
     let options = earlier.as_ref().map_or_else(|| args.data.options(), |s| data_options(&s.data));
     let data = dataset::open(common, &options)?;
-    let (batch, auto) = batch(args)?;
     let model_sha256 = sha256_of(&model_path)?;
     let mut settings = match earlier {
         Some(settings) => repeat(settings, &model_sha256, &used_loras, &data)?,
@@ -133,10 +137,10 @@ pub(crate) fn run(common: &Common, args: &SynthesizeArgs) -> Result<Outcome> {
     settings.execution.device = request.clone();
     settings.execution.precision = precision.to_string();
     settings.execution.limit = args.limit;
-    settings.execution.batch = batch;
     let stop = progress::interruption()?;
     let description = device.describe();
-    let summary = loop {
+
+    let ((summary, batch), chosen) = loop {
         let (precision, ends_at_nonfinite) = (device.precision().to_string(), device.precision() == Precision::F16);
         let job = Job {
             model: &model,
@@ -146,36 +150,52 @@ pub(crate) fn run(common: &Common, args: &SynthesizeArgs) -> Result<Outcome> {
             out: &out,
             device: &description,
             precision: &precision,
+            may_halve: asked.is_none(),
             ends_at_nonfinite,
         };
-        match attempt(common, &device, &job, &stop) {
-            Err(e) if e.kind() == Kind::Limit && auto && settings.execution.batch > 1 => {
-                settings.execution.batch /= 2;
-                common.say(format_args!("{e}; trying batches of {}", settings.execution.batch));
-            }
+        let chosen = asked.map_or_else(|| batch::choose(&device, &job, limit), |n| Ok(Chosen::asked(n)))?;
+        common.say(format_args!("batch: {}", chosen));
+        let mut settings = settings.clone();
+        settings.execution.batch = chosen.images;
+        let job = Job { settings: &settings, ..job };
+        match attempt(common, &device, &job, limit, &stop) {
             // The samples that were made stay; the text encoders may have overflowed as well.
             Err(e) if e.kind() == Kind::Numeric && ends_at_nonfinite => {
                 common.widen(&mut device, &request, &e)?;
                 model = super::conditioning::load(&device, (&model_path, &loras), &settings.sampling.conditioning, None)?;
             }
-            done => break done?,
+            done => break (done?, chosen),
         }
     };
-    report(common, &out, &summary)?;
+    report(common, &out, &summary, batch, &chosen.why)?;
     Ok(if summary.is_clean() { Outcome::Done } else { Outcome::DoneWithFailures })
 }
 
-/// Runs the job with a bar and tells what happens.
-pub(super) fn attempt(common: &Common, device: &Device, job: &Job, stop: &std::sync::atomic::AtomicBool) -> Result<Summary> {
+/// Runs the job with a bar and tells what happens; also the images at once, 0 where nothing was left to make. `limit`: bytes that
+/// its plans may take together.
+pub(super) fn attempt(common: &Common, device: &Device, job: &Job, limit: Option<u64>, stop: &std::sync::atomic::AtomicBool) -> Result<(Summary, usize)> {
+    let whole = limit.and_then(|_| Budget::of(device, limit));
+    let budget = RefCell::new(whole.clone());
     // Said before anything runs: encoder, one denoising step, decoder.
-    let mut prepare = |tape: Tape| device.prepare(tape, &Options::default());
+    let mut prepare = |tape: Tape| {
+        let plan = device.plan(tape, &Options::default())?;
+        budget.borrow_mut().as_mut().map_or(Ok(()), |budget| budget.take(&plan))?;
+        device.ready(plan)
+    };
     let bar = progress::bar(common, 0, "steps");
     let steps = job.settings.sampling.schedule(job.scheduler)?.rows.len();
-    let mut finished = 0;
-    let mut on_event = |event: Event| tell(common, &bar, steps, &mut finished, &event);
+    let (mut finished, mut batch) = (0, 0);
+    let mut on_event = |event: Event| {
+        match event {
+            Event::Halved { .. } => _ = budget.replace(whole.clone()),
+            Event::Prepared { batch: taken, .. } => batch = taken,
+            _ => {}
+        }
+        tell(common, &bar, steps, &mut finished, &event);
+    };
     let summary = synthesize(job, &mut prepare, stop, &mut on_event);
     bar.finish_and_clear();
-    summary
+    Ok((summary?, batch))
 }
 
 /// The bar counts steps of samples: `finished` samples are behind it.
@@ -188,9 +208,11 @@ fn tell(common: &Common, bar: &ProgressBar, steps: usize, finished: &mut usize, 
                 speak(format!("{resumed} samples are there already; {samples} to make"));
             }
         }
-        Event::Prepared { memory, notes } => {
+        Event::Halved { batch, error } => speak(format!("{error}; trying batches of {batch}")),
+        Event::Prepared { batch, memory, notes } => {
             let [encode, step, decode] = memory.map(speech::bytes);
-            speak(format!("memory of the plans: {} (encode {encode}, step {step}, decode {decode})", speech::bytes(memory.iter().sum())));
+            let sum = speech::bytes(memory.iter().sum());
+            speak(format!("memory of the plans of {batch} images: {sum} (encode {encode}, step {step}, decode {decode})"));
             notes.iter().for_each(|note| bar.suspend(|| eprintln!("note: {note}")));
         }
         Event::Step { done, images, .. } => bar.set_position((*finished * steps + done * images) as u64),
@@ -206,11 +228,11 @@ fn tell(common: &Common, bar: &ProgressBar, steps: usize, finished: &mut usize, 
     }
 }
 
-fn report(common: &Common, out: &Path, s: &Summary) -> Result<()> {
+fn report(common: &Common, out: &Path, s: &Summary, batch: usize, because: &str) -> Result<()> {
     if common.json {
         return speech::print_json(&json!({
             "out": out.display().to_string(), "written": s.written, "resumed": s.resumed, "skipped_sources": s.skipped,
-            "failed": s.failed, "interrupted": s.interrupted,
+            "failed": s.failed, "interrupted": s.interrupted, "batch": batch, "batch_because": because,
         }));
     }
     let mut line = format!("{} samples written to {}", s.written, out.display());
@@ -229,16 +251,6 @@ fn report(common: &Common, out: &Path, s: &Summary) -> Result<()> {
 fn out_folder(args: &SynthesizeArgs) -> Result<PathBuf> {
     let of_config = || args.config.as_ref().and_then(|c| c.parent()).map(Path::to_path_buf);
     args.out.clone().or_else(of_config).ok_or_else(|| Error::new(Kind::Usage, "--out", "no folder was given"))
-}
-
-fn batch(args: &SynthesizeArgs) -> Result<(usize, bool)> {
-    if args.batch == "auto" {
-        return Ok((AUTO_BATCH, true));
-    }
-    match args.batch.parse() {
-        Ok(n) if (1..=1024).contains(&n) => Ok((n, false)),
-        _ => Err(Error::new(Kind::Usage, format!("--batch {}", args.batch), "expected auto or 1 to 1024")),
-    }
 }
 
 fn data_options(data: &Data) -> DataSetOptions {

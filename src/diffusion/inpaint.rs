@@ -155,6 +155,11 @@ impl Inpainter {
         [of(&self.encode), self.denoise.plan().peak_bytes(), of(&self.decode)]
     }
 
+    /// Floating point operations of one denoising step.
+    pub fn step_flops(&self) -> u64 {
+        self.denoise.plan().tape.total_cost().flops
+    }
+
     /// Runs a batch through `schedule`. `keep_latents` reads the latents back after every step. `on_step` is told how many
     /// steps are done and may stop the run, which is then `Kind::Interrupted`. A value that is not finite is `Kind::Numeric`
     /// and names the first layer that made one.

@@ -26,6 +26,7 @@ use crate::models::InpaintModel;
 pub const MANIFEST: &str = "manifest.jsonl";
 
 /// What a run is made of. The device stands behind the `prepare` that [`synthesize`] is given.
+#[derive(Clone, Copy)]
 pub struct Job<'a> {
     pub model: &'a InpaintModel,
     pub scheduler: &'a Scheduler,
@@ -35,6 +36,8 @@ pub struct Job<'a> {
     /// As the manifest names them.
     pub device: &'a str,
     pub precision: &'a str,
+    /// Whether batches may be halved where the device takes no more.
+    pub may_halve: bool,
     /// Whether the run ends at the first values that are not finite, with the error that names the layer: f16 overflows where f32
     /// does not.
     pub ends_at_nonfinite: bool,
@@ -50,8 +53,14 @@ pub enum Event<'a> {
     },
     /// Device memory of the plans that encode, denoise and decode, in bytes, and how they are cut where the whole does not fit.
     Prepared {
+        batch: usize,
         memory: [u64; 3],
         notes: &'a [String],
+    },
+    /// The device did not take a batch; the next one that is tried.
+    Halved {
+        batch: usize,
+        error: &'a Error,
     },
     /// Steps done of the batch in flight.
     Step {
@@ -140,9 +149,17 @@ pub fn synthesize(job: &Job, prepare: &mut Prepare, stop: &AtomicBool, on_event:
     if tasks.is_empty() {
         return Ok(summary);
     }
-    let batch = even_batch(tasks.len(), job.settings.execution.batch);
-    let inpainter = Inpainter::new(job.model, job.scheduler, job.format(batch), prepare)?;
-    on_event(Event::Prepared { memory: inpainter.memory(), notes: &inpainter.notes() });
+    let mut batch = even_batch(tasks.len(), job.settings.execution.batch);
+    let inpainter = loop {
+        match job.inpainter(batch, prepare) {
+            Err(error) if error.kind() == Kind::Limit && job.may_halve && batch > 1 => {
+                batch = even_batch(tasks.len(), batch / 2);
+                on_event(Event::Halved { batch, error: &error });
+            }
+            made => break made?,
+        }
+    };
+    on_event(Event::Prepared { batch, memory: inpainter.memory(), notes: &inpainter.notes() });
     let mut run = Run { job, schedule, sources, classes, manifest, inpainter, unusable: BTreeSet::new(), summary: &mut summary, on_event };
     for chunk in tasks.chunks(batch) {
         if stop.load(Ordering::Relaxed) {
@@ -155,6 +172,18 @@ pub fn synthesize(job: &Job, prepare: &mut Prepare, stop: &AtomicBool, on_event:
 }
 
 impl Job<'_> {
+    /// The plans of batches of `batch` images, as `prepare` makes them.
+    pub fn inpainter(&self, batch: usize, prepare: &mut Prepare) -> Result<Inpainter> {
+        Inpainter::new(self.model, self.scheduler, self.format(batch), prepare)
+    }
+
+    /// Samples of this shard that a whole run makes.
+    pub fn samples(&self) -> usize {
+        let shard = self.settings.execution.shard;
+        let all = self.settings.classes.values().map(|&n| (0..n as u64).filter(|&k| shard.holds(k)).count()).sum::<usize>();
+        all.min(self.settings.execution.limit.unwrap_or(usize::MAX))
+    }
+
     fn format(&self, batch: usize) -> Format {
         let size = self.model.index.image_size;
         let sampling = &self.settings.sampling;

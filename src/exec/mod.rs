@@ -5,6 +5,7 @@ pub mod check;
 pub mod cpu;
 pub mod gpu;
 pub mod kept;
+pub mod memory;
 pub mod pipelines;
 pub mod precision;
 pub mod tuner;
@@ -84,10 +85,19 @@ impl Device {
         self.gpu().map_or(Limits::HOST, |gpu| gpu.limits())
     }
 
+    /// Freezes `tape` for this device: its memory is known, and nothing is taken yet.
+    pub fn plan(&self, tape: Tape, options: &Options) -> Result<Plan> {
+        let tape = if self.precision() == Precision::F16 { stored_as_f16(tape) } else { tape };
+        Plan::freeze(tape, &Options { limits: self.limits(), ..options.clone() })
+    }
+
     /// Freezes `tape` for this device, chooses its kernels and prepares it.
     pub fn prepare(&self, tape: Tape, options: &Options) -> Result<Box<dyn Session>> {
-        let tape = if self.precision() == Precision::F16 { stored_as_f16(tape) } else { tape };
-        let plan = Plan::freeze(tape, &Options { limits: self.limits(), ..options.clone() })?;
+        self.ready(self.plan(tape, options)?)
+    }
+
+    /// Chooses the kernels of a plan of this device, takes its memory and uploads its weights.
+    pub fn ready(&self, plan: Plan) -> Result<Box<dyn Session>> {
         match self {
             Device::Cpu => Ok(Box::new(cpu::CpuSession::new(plan))),
             Device::Gpu(gpu) => Ok(Box::new(gpu::GpuSession::new(gpu, tuner::choose_kernels(gpu, plan)?)?)),

@@ -3,9 +3,9 @@
 
 use std::fmt::Write as _;
 
-use crate::base::{Error, Kind, Result};
+use crate::base::{DType, Error, Kind, Result};
 use crate::plan::card::{Machine, Variant};
-use crate::plan::tape::{Step, Tape, Tensor, TensorKind};
+use crate::plan::tape::{Step, Tape, Tensor, TensorKind, Weight};
 
 /// Largest sizes that a device takes, in bytes, and what it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,6 +154,14 @@ impl Plan {
 
     pub fn steps(&self) -> &[Step] {
         &self.tape.steps
+    }
+
+    /// The weights that steps use, their types on the device and their bytes there.
+    pub fn weights(&self) -> impl Iterator<Item = (&Weight, DType, u64)> {
+        self.tape.tensors.iter().zip(&self.storage).filter_map(|(info, storage)| match (&info.kind, storage) {
+            (TensorKind::Weight(weight), Storage::Own) => Some((weight, info.dtype, info.bytes().max(4))),
+            _ => None,
+        })
     }
 
     pub fn weight_bytes(&self) -> u64 {

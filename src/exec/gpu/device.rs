@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use crate::base::{Array, DType, Error, Kind, Result};
 use crate::exec::gpu::adapter::{self, AdapterKind, AdapterSummary};
+use crate::exec::gpu::heap;
 use crate::exec::gpu::pipeline::{Kernel, KernelKey};
 use crate::exec::gpu::pipeline_cache::PipelineCache;
 use crate::exec::gpu::values::{from_bytes, to_bytes};
@@ -22,6 +23,7 @@ pub struct Gpu {
     pub(super) queue: wgpu::Queue,
     pub(super) summary: AdapterSummary,
     pub(super) timestamp_period_ns: Option<f32>,
+    memory_bytes: Option<u64>,
     pub(super) kernels: Mutex<HashMap<KernelKey, Arc<Kernel>>>,
     pub(super) pipelines: Option<PipelineCache>,
     /// How it was opened, and what is known about it.
@@ -83,6 +85,7 @@ impl Gpu {
             keeper,
             kept: Mutex::new(kept),
             timestamp_period_ns,
+            memory_bytes: heap::local_bytes(adapter),
             kernels: Mutex::default(),
             pipelines,
             weights: Mutex::default(),
@@ -97,6 +100,11 @@ impl Gpu {
 
     pub fn limits(&self) -> Limits {
         self.summary.limits
+    }
+
+    /// The device's own memory, all of it, where the driver tells.
+    pub fn memory_bytes(&self) -> Option<u64> {
+        self.memory_bytes
     }
 
     /// Floating point operations of one submission: a fraction of the two seconds after which Windows resets a device,

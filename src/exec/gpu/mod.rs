@@ -3,6 +3,7 @@
 
 mod adapter;
 mod device;
+mod heap;
 mod pipeline;
 mod pipeline_cache;
 mod proof;
