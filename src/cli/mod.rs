@@ -26,7 +26,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::base::{Error, Kind, Result};
 use crate::exec::precision::Precision;
-use crate::exec::{Device, Settings, Tune};
+use crate::exec::{Checks, Device, Settings, Tune};
 
 /// How a verb ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +59,9 @@ pub(crate) struct Common {
     /// Choose a GPU's kernels by the written heuristic
     #[arg(long, global = true)]
     no_tune: bool,
+    /// Keep wgpu's runtime checks of indices, loops and divisions in kernels that were proved without them
+    #[arg(long, global = true)]
+    checked: bool,
     /// Threads of the CPU executor (default: all cores)
     #[arg(long, global = true)]
     threads: Option<usize>,
@@ -181,7 +184,8 @@ impl Common {
             _ => Tune::Auto,
         };
         let say: fn(&str) = if self.quiet { |_| {} } else { |line| eprintln!("{line}") };
-        Ok(Settings { tune, cache, say, ..Settings::default() })
+        let checks = if self.checked { Checks::Keep } else { Checks::Auto };
+        Ok(Settings { tune, checks, cache, say, ..Settings::default() })
     }
 
     fn say(&self, line: impl std::fmt::Display) {

@@ -16,6 +16,8 @@ pub struct Proof {
     pub variant: &'static str,
     /// What the kernel's floats were stored as.
     pub floats: DType,
+    /// Whether it ran with runtime checks.
+    pub checked: bool,
     pub case: &'static str,
     pub passed: bool,
     /// Largest error as a share of the expected values' root mean square.
@@ -26,7 +28,7 @@ pub struct Proof {
 
 /// Proves the twin of `op` on every golden case against PyTorch's float64 result.
 pub fn prove_twin(op: &'static Op) -> Vec<Proof> {
-    let proof = |case, passed, worst, what| Proof { op: op.name, variant: "twin", floats: DType::F32, case, passed, worst, what };
+    let proof = |case, passed, worst, what| Proof { op: op.name, variant: "twin", floats: DType::F32, checked: true, case, passed, worst, what };
     let goldens = match Goldens::of(op) {
         Ok(goldens) => goldens,
         Err(e) => return vec![proof("-", false, f64::INFINITY, e.to_string())],
@@ -61,8 +63,21 @@ pub fn prove_op(gpu: &Arc<Gpu>, op: &'static Op, floats: DType, sabotage: bool) 
     for case in (op.cases)() {
         let failed = |e: Error| failure(op, "-", floats, &case, e.to_string());
         match Oracle::new(op, &case, floats) {
-            Ok(oracle) => oracle.prove_all(gpu, sabotage, &mut proofs),
+            Ok(oracle) => oracle.prove_all(gpu, sabotage, true, &|_| true, &mut proofs),
             Err(e) => proofs.push(failed(e)),
+        }
+    }
+    proofs.sort_by_key(|proof| op.variants.iter().position(|v| v.name == proof.variant));
+    proofs
+}
+
+/// Proves the variants of `op` that are `fit` without runtime checks: as [`prove_op`] does, and each to the bits that it has with them.
+pub fn prove_unchecked(gpu: &Arc<Gpu>, op: &'static Op, floats: DType, sabotage: bool, fit: &dyn Fn(&Variant) -> bool) -> Vec<Proof> {
+    let mut proofs = Vec::new();
+    for case in (op.cases)() {
+        match Oracle::new(op, &case, floats) {
+            Ok(oracle) => oracle.prove_all(gpu, sabotage, false, fit, &mut proofs),
+            Err(e) => proofs.push(Proof { checked: false, ..failure(op, "-", floats, &case, e.to_string()) }),
         }
     }
     proofs.sort_by_key(|proof| op.variants.iter().position(|v| v.name == proof.variant));
@@ -85,13 +100,16 @@ pub fn sabotaged(source: &str) -> String {
 /// `source` replaces the variant's WGSL.
 pub fn prove_case(gpu: &Arc<Gpu>, op: &'static Op, case: &Case, variant: &'static Variant, floats: DType, source: Option<&str>) -> Option<Proof> {
     match Oracle::new(op, case, floats) {
-        Ok(oracle) => oracle.accepts(variant).then(|| oracle.prove(gpu, variant, source).0),
+        Ok(oracle) => {
+            let checked = source.is_some() || gpu.is_checked(op, variant, floats);
+            oracle.accepts(variant).then(|| oracle.prove(gpu, variant, source, checked).0)
+        }
         Err(e) => Some(failure(op, variant.name, floats, case, e.to_string())),
     }
 }
 
 fn failure(op: &Op, variant: &'static str, floats: DType, case: &Case, what: String) -> Proof {
-    Proof { op: op.name, variant, floats, case: case.name, passed: false, worst: f64::INFINITY, what }
+    Proof { op: op.name, variant, floats, checked: true, case: case.name, passed: false, worst: f64::INFINITY, what }
 }
 
 /// A case with its twin's result.
@@ -128,11 +146,15 @@ impl<'a> Oracle<'a> {
     }
 
     /// One proof of each variant that takes the case; a variant whose bits are not its family's has failed.
-    fn prove_all(&self, gpu: &Arc<Gpu>, sabotage: bool, proofs: &mut Vec<Proof>) {
+    fn prove_all(&self, gpu: &Arc<Gpu>, sabotage: bool, checked: bool, fit: &dyn Fn(&Variant) -> bool, proofs: &mut Vec<Proof>) {
         let mut families: Vec<(&Variant, Vec<u32>)> = Vec::new();
-        for variant in self.op.variants.iter().filter(|v| self.accepts(v)) {
+        for variant in self.op.variants.iter().filter(|v| self.accepts(v) && fit(v)) {
             let source = sabotage.then(|| sabotaged(&variant.wgsl(self.floats)));
-            let (mut proof, bits) = self.prove(gpu, variant, source.as_deref());
+            let (mut proof, bits) = self.prove(gpu, variant, source.as_deref(), checked);
+            if !checked && proof.passed && self.prove(gpu, variant, source.as_deref(), true).1 != bits {
+                proof.passed = false;
+                proof.what = "other bits than with runtime checks".to_string();
+            }
             match families.iter().find(|(first, _)| first.family == variant.family) {
                 Some((first, expected)) if proof.passed && *expected != bits => {
                     proof.passed = false;
@@ -146,20 +168,21 @@ impl<'a> Oracle<'a> {
     }
 
     /// The proof, and the bits of the result; none where there is no result.
-    fn prove(&self, gpu: &Arc<Gpu>, variant: &'static Variant, source: Option<&str>) -> (Proof, Vec<u32>) {
-        match self.try_prove(gpu, variant, source) {
+    fn prove(&self, gpu: &Arc<Gpu>, variant: &'static Variant, source: Option<&str>, checked: bool) -> (Proof, Vec<u32>) {
+        match self.try_prove(gpu, variant, source, checked) {
             Ok(proved) => proved,
-            Err(e) => (failure(self.op, variant.name, self.floats, self.case, e.to_string()), Vec::new()),
+            Err(e) => (Proof { checked, ..failure(self.op, variant.name, self.floats, self.case, e.to_string()) }, Vec::new()),
         }
     }
 
-    fn try_prove(&self, gpu: &Arc<Gpu>, variant: &'static Variant, source: Option<&str>) -> Result<(Proof, Vec<u32>)> {
-        let run = KernelRun::new(gpu, &self.tape, variant, &case::bound(&self.tape, &self.inputs), source)?;
+    fn try_prove(&self, gpu: &Arc<Gpu>, variant: &'static Variant, source: Option<&str>, checked: bool) -> Result<(Proof, Vec<u32>)> {
+        let run = KernelRun::with(gpu, &self.tape, variant, &case::bound(&self.tape, &self.inputs), source, checked)?;
         let actual = run.output()?;
         let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         let (first, again) = (bits(&actual), bits(&run.output()?));
         let judged = judge(self.op, self.dtype, &actual, &self.expected.data);
-        let proof = |passed, worst, what| Proof { op: self.op.name, variant: variant.name, floats: self.floats, case: self.case.name, passed, worst, what };
+        let proof =
+            |passed, worst, what| Proof { op: self.op.name, variant: variant.name, floats: self.floats, checked, case: self.case.name, passed, worst, what };
         let proof = match first == again {
             true => proof(judged.passed, judged.worst, judged.what),
             false => proof(false, f64::INFINITY, "two runs gave different bytes".to_string()),

@@ -35,10 +35,22 @@ pub enum Tune {
     Off,
 }
 
+/// Whether kernels run without the checks of every index, loop and division that wgpu adds: only those that were proved on the device
+/// with the checks, and then without them to the same bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Checks {
+    /// Dropped on hardware. On software adapters they cost nothing measurable.
+    #[default]
+    Auto,
+    Keep,
+    Drop,
+}
+
 /// How a GPU is opened. The default keeps nothing and measures nothing.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub tune: Tune,
+    pub checks: Checks,
     /// How floats are stored; f16 needs a device that has it.
     pub precision: Precision,
     /// The folder for what is learnt about adapters.
@@ -49,7 +61,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { tune: Tune::Auto, precision: Precision::F32, cache: None, say: |_| {} }
+        Settings { tune: Tune::Auto, checks: Checks::Auto, precision: Precision::F32, cache: None, say: |_| {} }
     }
 }
 

@@ -16,10 +16,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::base::{DType, Error, Kind, Result};
-use crate::exec::Tune;
-use crate::exec::check::{Proof, prove_op, prove_twin};
+use crate::exec::check::{Proof, prove_op, prove_twin, prove_unchecked};
 use crate::exec::gpu::{Filling, Gpu, Trial, lock};
-use crate::exec::kept::{Kept, PASSED, Timed};
+use crate::exec::kept::{Keeper, Kept, PASSED, Timed};
+use crate::exec::{Checks, Tune};
 use crate::plan::{Machine, Op, Plan, Step, StepView, Variant};
 
 /// Time for the measurements of one plan. Steps that come later keep the heuristic's kernel.
@@ -52,6 +52,23 @@ impl Gpu {
         wanted && self.keeper.is_some()
     }
 
+    /// Whether kernels may run without runtime checks here.
+    pub fn drops_checks(&self) -> bool {
+        match self.settings.checks {
+            Checks::Auto => self.limits().machine != Machine::Any,
+            Checks::Keep => false,
+            Checks::Drop => true,
+        }
+    }
+
+    /// Whether a kernel has runtime checks: unless it was proved with them, and then without them.
+    pub(in crate::exec) fn is_checked(&self, op: &Op, variant: &Variant, stored: DType) -> bool {
+        let floats = if op.f16 { stored } else { DType::F32 };
+        let kept = lock(&self.kept);
+        let passed = |checked| kept.proofs.get(&proof_key(op.name, variant.name, floats, checked)).is_some_and(|verdict| verdict == PASSED);
+        !(self.drops_checks() && passed(true) && passed(false))
+    }
+
     /// Keeps the verdicts of `naevus check`.
     pub fn keep_proofs(&self, proofs: &[Proof]) -> Result<()> {
         let mut kept = Kept::default();
@@ -74,7 +91,7 @@ struct Choice<'a> {
 impl Choice<'_> {
     /// `None` where no variant takes the shapes; an error where those that do failed their self-test.
     fn kernel(&self, op: &'static Op, view: &StepView) -> Result<Option<&'static Variant>> {
-        let fit = |v: &Variant| self.kept.proofs.get(&proof_key(op.name, v.name, floats(op, view))).is_none_or(|verdict| verdict == PASSED);
+        let fit = |v: &Variant| self.kept.proofs.get(&proof_key(op.name, v.name, floats(op, view), true)).is_none_or(|verdict| verdict == PASSED);
         if self.tuned
             && let Some(variant) = self.measured(op, view, fit)
         {
@@ -84,7 +101,7 @@ impl Choice<'_> {
         let variant = heuristic.or_else(|| op.variants.iter().rev().find(|v| (v.accepts)(view) && fit(v)));
         match op.variants.iter().find(|v| (v.accepts)(view)) {
             Some(failed) if variant.is_none() => {
-                let what = &self.kept.proofs[&proof_key(op.name, failed.name, floats(op, view))];
+                let what = &self.kept.proofs[&proof_key(op.name, failed.name, floats(op, view), true)];
                 let fact = format!("no {} kernel passed its self-test ({}: {what}), see naevus check; --device cpu needs none", op.name, failed.name);
                 Err(Error::new(Kind::Device, "", fact))
             }
@@ -110,9 +127,9 @@ pub fn has_families(op: &Op) -> bool {
     op.variants.iter().any(|v| v.family != op.variants[0].family)
 }
 
-/// Op, variant and how its floats are stored.
-fn proof_key(op: &str, variant: &str, floats: DType) -> String {
-    format!("{op} {variant}{}", if floats == DType::F16 { " f16" } else { "" })
+/// Op, variant, how its floats are stored, and whether it ran with runtime checks.
+fn proof_key(op: &str, variant: &str, floats: DType, checked: bool) -> String {
+    format!("{op} {variant}{}{}", if floats == DType::F16 { " f16" } else { "" }, if checked { "" } else { " unchecked" })
 }
 
 /// How the floats of a step are stored. Ops that stay f32, and `convert`, are proved once.
@@ -151,7 +168,7 @@ fn width(op: &Op, offset: usize) -> usize {
 /// Adds a verdict for each kernel of `proofs`: passed where all of its cases did.
 fn note(verdicts: &mut BTreeMap<String, String>, proofs: &[Proof]) {
     for proof in proofs {
-        let verdict = verdicts.entry(proof_key(proof.op, proof.variant, proof.floats)).or_insert_with(|| PASSED.to_string());
+        let verdict = verdicts.entry(proof_key(proof.op, proof.variant, proof.floats, proof.checked)).or_insert_with(|| PASSED.to_string());
         if !proof.passed && verdict == PASSED {
             *verdict = format!("{}: {}", proof.case, proof.what);
         }
@@ -161,7 +178,8 @@ fn note(verdicts: &mut BTreeMap<String, String>, proofs: &[Proof]) {
 /// Proves and times what `plan` needs and nobody has measured. False where it cannot be kept: then the heuristic chooses.
 fn learn(gpu: &Arc<Gpu>, plan: &Plan) -> Result<bool> {
     let Some(keeper) = &gpu.keeper else { return Ok(false) };
-    if is_known(&lock(&gpu.kept), plan) {
+    let dropped = gpu.drops_checks();
+    if is_known(&lock(&gpu.kept), plan, dropped) {
         return Ok(true);
     }
     let in_vain = |e: Error| {
@@ -175,12 +193,14 @@ fn learn(gpu: &Arc<Gpu>, plan: &Plan) -> Result<bool> {
     };
     let mut kept = keeper.read().0;
     kept.add(&lock(&gpu.kept));
-    if !is_known(&kept, plan) {
+    if !is_known(&kept, plan, dropped) {
         // An empty addition shows, before the work, whether the file can be written.
         if let Err(e) = keeper.write(&Kept::default()) {
             return in_vain(e);
         }
-        prove(gpu, plan, &mut kept);
+        prove(gpu, keeper, plan, &mut kept)?;
+        // Kernels are timed as they will run.
+        lock(&gpu.kept).proofs.extend(kept.proofs.clone());
         time(gpu, plan, &mut kept)?;
         kept = keeper.write(&kept)?;
     }
@@ -188,17 +208,18 @@ fn learn(gpu: &Arc<Gpu>, plan: &Plan) -> Result<bool> {
     Ok(true)
 }
 
-fn is_known(kept: &Kept, plan: &Plan) -> bool {
-    unproved(kept, plan).is_empty() && untimed(kept, plan).is_empty()
+fn is_known(kept: &Kept, plan: &Plan, dropped: bool) -> bool {
+    unproved(kept, plan, dropped).is_empty() && untimed(kept, plan).is_empty()
 }
 
 /// Ops of the plan, with their floats, that have a variant that was not proved yet. Ops are proved whole, so that families can
 /// be compared.
-fn unproved(kept: &Kept, plan: &Plan) -> Vec<(&'static Op, DType)> {
+fn unproved(kept: &Kept, plan: &Plan, dropped: bool) -> Vec<(&'static Op, DType)> {
     let mut seen = BTreeSet::new();
     let ops = plan.steps().iter().map(|step| (step.op, plan.tape.view(step, |view| floats(step.op, view))));
     let new = ops.filter(|(op, floats)| seen.insert((op.name, *floats == DType::F16)));
-    new.filter(|(op, floats)| op.variants.iter().any(|v| !kept.proofs.contains_key(&proof_key(op.name, v.name, *floats)))).collect()
+    let missing = |op: &Op, floats, checked| op.variants.iter().any(|v| !kept.proofs.contains_key(&proof_key(op.name, v.name, floats, checked)));
+    new.filter(|(op, floats)| missing(op, *floats, true) || (dropped && missing(op, *floats, false))).collect()
 }
 
 /// Steps of which nobody knows yet what to run, one of each shape.
@@ -218,12 +239,12 @@ fn untimed<'a>(kept: &Kept, plan: &'a Plan) -> Vec<&'a Step> {
 /// The variants between which a step may still choose: proved, of its shapes, and of the item's family where that is known.
 fn rivals(kept: &Kept, op: &'static Op, view: &StepView) -> Vec<&'static Variant> {
     let family = kept.families.get(&item_key(op, view));
-    let fit = |v: &Variant| kept.proofs.get(&proof_key(op.name, v.name, floats(op, view))).is_some_and(|verdict| verdict == PASSED);
+    let fit = |v: &Variant| kept.proofs.get(&proof_key(op.name, v.name, floats(op, view), true)).is_some_and(|verdict| verdict == PASSED);
     op.variants.iter().filter(|v| (v.accepts)(view) && family.is_none_or(|family| v.family == family) && fit(v)).collect()
 }
 
-fn prove(gpu: &Arc<Gpu>, plan: &Plan, kept: &mut Kept) {
-    let ops = unproved(kept, plan);
+fn prove(gpu: &Arc<Gpu>, keeper: &Keeper, plan: &Plan, kept: &mut Kept) -> Result<()> {
+    let ops = unproved(kept, plan, gpu.drops_checks());
     if !ops.is_empty() {
         (gpu.settings.say)(&format!("proving the kernels of {} ops on {}, once", ops.len(), gpu.summary().name));
     }
@@ -235,11 +256,31 @@ fn prove(gpu: &Arc<Gpu>, plan: &Plan, kept: &mut Kept) {
         if let Some(wrong) = wrong {
             proofs.iter_mut().for_each(|p| (p.passed, p.what) = (false, format!("its judge failed: {} {}", wrong.case, wrong.what)));
         }
-        op.variants.iter().for_each(|v| _ = kept.proofs.insert(proof_key(op.name, v.name, floats), "no case".to_string()));
+        op.variants.iter().for_each(|v| _ = kept.proofs.insert(proof_key(op.name, v.name, floats, true), "no case".to_string()));
         let mut verdicts = BTreeMap::new();
         note(&mut verdicts, &proofs);
         kept.proofs.extend(verdicts);
+        if gpu.drops_checks() {
+            prove_without_checks(gpu, keeper, op, floats, kept)?;
+        }
     }
+    Ok(())
+}
+
+/// The second proof, of kernels that passed the first. A device that does not come back from it finds the verdict written down, and runs
+/// with checks from then on.
+fn prove_without_checks(gpu: &Arc<Gpu>, keeper: &Keeper, op: &'static Op, floats: DType, kept: &mut Kept) -> Result<()> {
+    let passed: BTreeSet<&str> = op.variants.iter().map(|v| v.name).filter(|name| kept.proofs[&proof_key(op.name, name, floats, true)] == PASSED).collect();
+    let verdict = |v: &Variant| if passed.contains(v.name) { "did not come back" } else { "failed with checks" };
+    let unknown = op.variants.iter().map(|v| (proof_key(op.name, v.name, floats, false), verdict(v).to_string())).collect();
+    kept.add(&Kept { proofs: unknown, ..Kept::default() });
+    keeper.write(kept)?;
+    let proofs = prove_unchecked(gpu, op, floats, false, &|v| passed.contains(v.name));
+    gpu.health()?;
+    let mut verdicts = BTreeMap::new();
+    note(&mut verdicts, &proofs);
+    kept.proofs.extend(verdicts);
+    Ok(())
 }
 
 /// Times the steps' rivals and keeps the fastest; the first is the heuristic's choice.

@@ -176,7 +176,7 @@ impl Gpu {
     }
 
     /// The first error that the driver reported out of band.
-    pub(super) fn health(&self) -> Result<()> {
+    pub(in crate::exec) fn health(&self) -> Result<()> {
         match &*lock(&self.failure) {
             None => Ok(()),
             Some(fact) => Err(Error::new(Kind::Device, self.summary.name.clone(), fact.clone())),

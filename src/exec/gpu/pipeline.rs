@@ -6,8 +6,8 @@ use crate::base::{DType, Error, Kind, Result};
 use crate::exec::gpu::device::{Gpu, lock};
 use crate::plan::{Op, StepView, Variant};
 
-/// Op, variant, the type of its floats and the bits of its constants.
-pub(super) type KernelKey = (&'static str, &'static str, DType, Vec<(&'static str, u64)>);
+/// Op, variant, the type of its floats, the bits of its constants, and whether it has runtime checks.
+pub(super) type KernelKey = (&'static str, &'static str, DType, Vec<(&'static str, u64)>, bool);
 
 pub(super) struct Kernel {
     pub pipeline: wgpu::ComputePipeline,
@@ -23,24 +23,30 @@ pub(super) fn uniform_bytes(op: &Op) -> u64 {
 }
 
 impl Gpu {
-    /// The compiled kernel of `variant` for these shapes.
+    /// The compiled kernel of `variant` for these shapes; without runtime checks where it was proved without them.
     pub(super) fn kernel(&self, op: &'static Op, variant: &'static Variant, view: &StepView) -> Result<Arc<Kernel>> {
+        self.kernel_with(op, variant, view, self.is_checked(op, variant, view.floats()))
+    }
+
+    /// The same with or without runtime checks.
+    pub(super) fn kernel_with(&self, op: &'static Op, variant: &'static Variant, view: &StepView, checked: bool) -> Result<Arc<Kernel>> {
         let constants = (variant.constants)(view);
         let floats = view.floats();
-        let key: KernelKey = (op.name, variant.name, floats, constants.iter().map(|&(n, v)| (n, v.to_bits())).collect());
+        let key: KernelKey = (op.name, variant.name, floats, constants.iter().map(|&(n, v)| (n, v.to_bits())).collect(), checked);
         if let Some(kernel) = lock(&self.kernels).get(&key) {
             return Ok(Arc::clone(kernel));
         }
-        let kernel = Arc::new(self.compile(op, &variant.wgsl(floats), variant.name, &constants, view.inputs.len())?);
+        let kernel = Arc::new(self.compile(op, &variant.wgsl(floats), variant.name, &constants, view.inputs.len(), checked)?);
         lock(&self.kernels).insert(key, Arc::clone(&kernel));
         Ok(kernel)
     }
 
     /// Compiles `source` with `inputs` read-only storage bindings and one output.
-    pub(super) fn compile(&self, op: &Op, source: &str, variant: &str, constants: &[(&'static str, f64)], inputs: usize) -> Result<Kernel> {
+    pub(super) fn compile(&self, op: &Op, source: &str, variant: &str, constants: &[(&'static str, f64)], inputs: usize, checked: bool) -> Result<Kernel> {
         let label = format!("{} {variant}", op.name);
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(source.into()) });
+        let descriptor = wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(source.into()) };
+        let module = if checked { self.device.create_shader_module(descriptor) } else { self.unchecked(descriptor) };
         let layout = self.bind_group_layout(&label, uniform_bytes(op), inputs);
         let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: Some(&label),
@@ -60,6 +66,19 @@ impl Gpu {
             None => Ok(Kernel { pipeline, layout }),
             Some(e) => Err(Error::new(Kind::Device, label, format!("{} refused the shader: {e}", self.summary.name))),
         }
+    }
+
+    /// A module without bounds checks, loop bounds and guarded divisions.
+    #[allow(unsafe_code)]
+    fn unchecked(&self, descriptor: wgpu::ShaderModuleDescriptor) -> wgpu::ShaderModule {
+        // SAFETY: our own shaders, whose shape rules guard each index; each was proved on this device with the checks first, between
+        // guard bands, then without them to the same bits.
+        unsafe { self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
+    }
+
+    /// Kernels that were compiled without runtime checks: `op variant`.
+    pub fn unchecked_kernels(&self) -> Vec<String> {
+        lock(&self.kernels).keys().filter(|(.., checked)| !checked).map(|(op, variant, ..)| format!("{op} {variant}")).collect()
     }
 
     fn bind_group_layout(&self, label: &str, uniform_bytes: u64, inputs: usize) -> wgpu::BindGroupLayout {

@@ -38,17 +38,26 @@ pub struct Timing {
 }
 
 impl KernelRun {
-    /// Prepares `variant` for the single step of `tape`, with `inputs` in the step's binding order.
+    /// Prepares `variant` for the single step of `tape` as it runs in plans, with `inputs` in the step's binding order.
     /// `source` replaces the variant's WGSL, to show that a broken shader is found.
     pub fn new(gpu: &Arc<Gpu>, tape: &Tape, variant: &'static Variant, inputs: &[&[f32]], source: Option<&str>) -> Result<Self> {
+        let [step] = tape.steps() else {
+            return Err(Error::new(Kind::Usage, "kernel run", format!("{} steps, expected 1", tape.steps().len())));
+        };
+        let checked = source.is_some() || tape.view(step, |view| gpu.is_checked(step.op, variant, view.floats()));
+        KernelRun::with(gpu, tape, variant, inputs, source, checked)
+    }
+
+    /// The same with or without runtime checks.
+    pub fn with(gpu: &Arc<Gpu>, tape: &Tape, variant: &'static Variant, inputs: &[&[f32]], source: Option<&str>, checked: bool) -> Result<Self> {
         let [step] = tape.steps() else {
             return Err(Error::new(Kind::Usage, "kernel run", format!("{} steps, expected 1", tape.steps().len())));
         };
         let op: &'static Op = step.op;
         let (kernel, grid) = tape.view(step, |view| {
             let kernel = match source {
-                None => gpu.kernel(op, variant, view)?,
-                Some(source) => Arc::new(gpu.compile(op, source, variant.name, &(variant.constants)(view), inputs.len())?),
+                None => gpu.kernel_with(op, variant, view, checked)?,
+                Some(source) => Arc::new(gpu.compile(op, source, variant.name, &(variant.constants)(view), inputs.len(), checked)?),
             };
             Ok::<_, Error>((kernel, (variant.grid)(view)))
         })?;
