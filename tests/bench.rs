@@ -59,6 +59,25 @@ fn every_step_is_timed_on_the_devices_clock() {
     }
 }
 
+/// Whole images have a row for the batch and one for its steps; what they cost is what the parts cost.
+#[test]
+fn whole_images_are_timed() {
+    let model = unet();
+    for device in if adapters().is_empty() { vec!["cpu"] } else { vec!["cpu", "gpu"] } {
+        let args = ["bench", "synthesize", "--model", model.to_str().unwrap(), "--steps", "3", "--seconds", "0.01", "--device", device, "--json"];
+        let (code, stdout, stderr) = naevus(&args);
+        assert_eq!(code, 0, "{stderr}");
+        let rows = rows(&stdout);
+        let [batch, step] = &rows[..] else { panic!("{stdout}") };
+        assert_eq!((&batch["name"], &step["name"]), (&Value::from("synthesize.batch"), &Value::from("synthesize.step")));
+        let number = |row: &Value, field: &str| row[field].as_f64().unwrap();
+        assert!(batch["proved"] == true && step["proved"] == true && number(batch, "flops") > 3.0 * number(step, "flops"));
+        assert!(number(batch, "median_ms") > number(step, "median_ms"), "{stdout}");
+    }
+    let (code, _, stderr) = naevus(&["bench", "synthesize", "--device", "cpu"]);
+    assert!(code == 2 && stderr.contains("--model"), "{stderr}");
+}
+
 fn rows(text: &str) -> Vec<Value> {
     let report: Value = serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"));
     report["rows"].as_array().expect("rows").clone()

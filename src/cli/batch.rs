@@ -91,9 +91,9 @@ fn wish(device: &Device, job: &Job, samples: usize) -> Result<(usize, String)> {
     }
     // Work is proportional to the images: one plan tells.
     let mut draft = |tape: Tape| Ok(Box::new(Draft(device.plan(tape, &Options::default())?)) as Box<dyn Session>);
-    let flops = job.inpainter(1, &mut draft)?.step_flops();
-    let images = (BUSY_FLOPS.div_ceil(flops.max(1)) as usize).next_power_of_two().clamp(USUAL, MOST).min(samples);
-    Ok((images, format!("a step of them is {:.0} GFLOP", (flops * images as u64) as f64 / 1e9)))
+    let [_, step, _] = job.inpainter(1, &mut draft)?.costs();
+    let images = (BUSY_FLOPS.div_ceil(step.flops.max(1)) as usize).next_power_of_two().clamp(USUAL, MOST).min(samples);
+    Ok((images, format!("a step of them is {:.0} GFLOP", (step.flops * images as u64) as f64 / 1e9)))
 }
 
 /// The memory of the plans of a batch in words, or `Kind::Limit` where they exceed the device or its memory.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::bench_report::{Old, csv, layer_table, markdown, print_row, read_old, report};
+use super::bench_synthesize;
 use super::component::{component_folder, load_component, part};
 use super::{Common, Outcome, speech};
 use crate::base::files::write_whole;
@@ -19,6 +20,7 @@ Examples:
   naevus bench unet --model M --batch 2 --precision f16     a forward, the sum of its kernels, and every layer
   naevus bench unet --model M --no-layers --export json old.json
   naevus bench unet --model M --no-layers --compare old.json
+  naevus bench synthesize --model M --batch 8 --steps 20    whole images
   naevus bench ops --device cpu --seconds 0.2               the CPU executor";
 
 #[derive(clap::Args)]
@@ -26,12 +28,15 @@ pub(crate) struct BenchArgs {
     /// What to time
     #[arg(value_enum, default_value = "ops")]
     what: What,
-    /// The model folder of unet, vae and classifier
+    /// The model folder, but for ops
     #[arg(long, value_name = "PATH")]
     model: Option<PathBuf>,
-    /// Images per forward of unet, vae and classifier
+    /// Images at once, but for ops
     #[arg(long, default_value_t = 1)]
     batch: usize,
+    /// Denoising steps of synthesize
+    #[arg(long, default_value_t = 20)]
+    steps: usize,
     /// Leave the layers of a model out
     #[arg(long)]
     no_layers: bool,
@@ -59,6 +64,8 @@ enum What {
     Vae,
     /// One forward of a classifier (--model)
     Classifier,
+    /// A batch of images from pixels to pixels (--model, --steps)
+    Synthesize,
 }
 
 pub(crate) fn run(common: &Common, args: &BenchArgs) -> Result<Outcome> {
@@ -109,6 +116,7 @@ fn model_rows(args: &BenchArgs, device: &Device, budget: Duration) -> Result<Vec
         return Err(Error::new(Kind::Usage, "--batch 0", "expected at least 1"));
     }
     let wanted: &[Component] = match args.what {
+        What::Synthesize => return bench_synthesize::rows(device, model, args.batch, args.steps, budget),
         What::Ops => &[],
         What::Unet => &[Component::Unet],
         What::Vae => &[Component::VaeEncoder, Component::VaeDecoder],

@@ -3,6 +3,7 @@
 mod batch;
 mod bench;
 mod bench_report;
+mod bench_synthesize;
 mod cache;
 mod check;
 mod component;

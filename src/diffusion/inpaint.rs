@@ -28,7 +28,7 @@ use crate::diffusion::tiles::{Patchwork, Tiles, count_nonfinite};
 use crate::models::InpaintModel;
 use crate::models::inpaint_index::{HolePixels, HoleToLatent, UNetInput};
 use crate::ops::ddim_step::KnownRegion;
-use crate::plan::{Session, Tape, Tensor};
+use crate::plan::{Cost, Session, Tape, Tensor};
 
 /// What the plans are made for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -155,9 +155,14 @@ impl Inpainter {
         [of(&self.encode), self.denoise.plan().peak_bytes(), of(&self.decode)]
     }
 
-    /// Floating point operations of one denoising step.
-    pub fn step_flops(&self) -> u64 {
-        self.denoise.plan().tape.total_cost().flops
+    /// Work of one encoding, one denoising step and one decoding of the batch.
+    pub fn costs(&self) -> [Cost; 3] {
+        [self.encode.cost(), self.denoise.plan().tape.total_cost(), self.decode.cost()]
+    }
+
+    /// What the plans were made of.
+    pub fn tapes(&self) -> impl Iterator<Item = &Tape> {
+        self.encode.sessions().chain([self.denoise.as_ref()]).chain(self.decode.sessions()).map(|session| &session.plan().tape)
     }
 
     /// Runs a batch through `schedule`. `keep_latents` reads the latents back after every step. `on_step` is told how many

@@ -11,7 +11,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use crate::base::{Array, Error, Kind, Result, Shape};
-use crate::plan::{Session, Tape};
+use crate::plan::{Cost, Session, Tape};
 
 /// Gives a plan a device. The caller knows which.
 pub type Prepare<'a> = dyn FnMut(Tape) -> Result<Box<dyn Session>> + 'a;
@@ -192,6 +192,15 @@ impl Patchwork {
     /// The plans, the largest tile's first.
     pub fn sessions(&self) -> impl Iterator<Item = &dyn Session> {
         self.plans.iter().map(|(_, session)| session.as_ref())
+    }
+
+    /// Work of one run on all images.
+    pub fn cost(&self) -> Cost {
+        let plan =
+            |size: [usize; 2]| self.plans.iter().find(|(have, _)| *have == size).map_or(Cost::default(), |(_, session)| session.plan().tape.total_cost());
+        let tiles = self.rows.iter().flat_map(|r| self.columns.iter().map(|c| plan([r.len(), c.len()])));
+        let times = (self.batch / self.at_once) as u64;
+        tiles.fold(Cost::default(), |sum, tile| Cost { flops: sum.flops + times * tile.flops, bytes: sum.bytes + times * tile.bytes })
     }
 
     /// Runs on `inputs` `[N, h f, w f, C]`, each with its own number f of rows per cell, and gives the outputs of these names

@@ -159,7 +159,8 @@ impl std::fmt::Display for Warning {
     }
 }
 
-fn warnings(spread: &Spread, samples: &[f64], timer: Timer) -> Vec<Warning> {
+/// What is doubtful about these samples.
+pub fn warnings(spread: &Spread, samples: &[f64], timer: Timer) -> Vec<Warning> {
     let mut warnings = Vec::new();
     if spread.mad_ms > 0.1 * spread.median_ms {
         warnings.push(Warning::Noisy(spread.mad_ms / spread.median_ms));
@@ -293,7 +294,7 @@ pub fn ceilings(gpu: Option<&Arc<Gpu>>, budget: Duration) -> Result<Ceilings> {
 
 /// Largest relative error of a whole model against the CPU executor: hundreds of layers, in another order of summation, and each
 /// result rounded to 11 bits where f16 is stored.
-fn model_tolerance(precision: Precision) -> f64 {
+pub fn model_tolerance(precision: Precision) -> f64 {
     match precision {
         Precision::F32 => 1e-4,
         Precision::F16 => 1e-2,
@@ -377,7 +378,7 @@ fn sum_row(name: &str, whole: &Row, runs: &[StepTimes]) -> Row {
 }
 
 /// The largest error of the twins that `tape` runs against PyTorch's goldens; infinite where one fails.
-fn twins_error(tape: &Tape) -> f64 {
+pub fn twins_error(tape: &Tape) -> f64 {
     let mut ops: Vec<&'static Op> = Vec::new();
     for step in tape.steps() {
         if !ops.iter().any(|op| op.name == step.op.name) {
