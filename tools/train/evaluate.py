@@ -24,6 +24,7 @@ import data
 import denoiser
 import inpaint
 import session
+from prdc import prdc
 
 
 def load_classifier(folder):
@@ -38,24 +39,6 @@ def load_unet(folder):
     model = UNet2DModel(**config)
     model.load_state_dict({k: v.float() for k, v in load_file(folder / "diffusion_pytorch_model.safetensors").items()})
     return model.to(session.device()).eval()
-
-
-def prdc(real, made, k=3):
-    """Precision, recall, density, coverage (Naeem et al. 2020)."""
-    k = min(k, len(real) - 1, len(made) - 1)
-    if k < 1:
-        return None
-    radius_real = torch.cdist(real, real).kthvalue(k + 1, 1).values
-    radius_made = torch.cdist(made, made).kthvalue(k + 1, 1).values
-    distance = torch.cdist(real, made)
-    inside = distance < radius_real.view(-1, 1)
-    values = {
-        "precision": inside.any(0).float().mean(),
-        "recall": (distance < radius_made.view(1, -1)).any(1).float().mean(),
-        "density": inside.float().sum(0).mean() / k,
-        "coverage": inside.any(1).float().mean(),
-    }
-    return {name: round(v.item(), 4) for name, v in values.items()}
 
 
 def interval(values, groups, draws=1000, seed=0):
