@@ -63,6 +63,9 @@ pub(crate) struct Common {
     /// Keep wgpu's runtime checks of indices, loops and divisions in kernels that were proved without them
     #[arg(long, global = true)]
     checked: bool,
+    /// Do not multiply by cooperative matrices (tensor cores) even where they passed their self-test
+    #[arg(long, global = true)]
+    no_coop: bool,
     /// Threads of the CPU executor (default: all cores)
     #[arg(long, global = true)]
     threads: Option<usize>,
@@ -186,7 +189,7 @@ impl Common {
         };
         let say: fn(&str) = if self.quiet { |_| {} } else { |line| eprintln!("{line}") };
         let checks = if self.checked { Checks::Keep } else { Checks::Auto };
-        Ok(Settings { tune, checks, cache, say, ..Settings::default() })
+        Ok(Settings { tune, checks, cache, say, matrices: !self.no_coop, ..Settings::default() })
     }
 
     fn say(&self, line: impl std::fmt::Display) {

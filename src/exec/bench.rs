@@ -181,6 +181,17 @@ pub fn warnings(spread: &Spread, samples: &[f64], timer: Timer) -> Vec<Warning> 
     warnings
 }
 
+/// Work of a bench case that a CPU does not get through in seconds: left out on software adapters and on the CPU executor.
+const SOFTWARE_FLOPS: u64 = 20_000_000_000;
+
+fn is_software(gpu: Option<&Arc<Gpu>>) -> bool {
+    gpu.is_none_or(|gpu| gpu.limits().machine == Machine::Any)
+}
+
+fn cost_of(case: &Case) -> Result<Cost> {
+    Ok(case::record(case)?.0.total_cost())
+}
+
 /// Times the bench cases of `op` whose names are wanted: its variants on `gpu`, or its twin.
 pub fn bench_op(gpu: Option<&Arc<Gpu>>, op: &'static Op, budget: Duration, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
@@ -192,11 +203,14 @@ pub fn bench_op(gpu: Option<&Arc<Gpu>>, op: &'static Op, budget: Duration, wante
     let twin_ok = twin.iter().all(|p| p.passed);
     let twin_worst = twin.iter().map(|p| p.worst).fold(0.0, f64::max);
     for case in cases {
+        if is_software(gpu) && cost_of(&case)?.flops > SOFTWARE_FLOPS {
+            continue;
+        }
         match gpu {
             None => rows.push(time_twin(op, &case, budget, twin_ok, twin_worst)?),
             Some(gpu) => {
                 let floats = if op.f16 && gpu.settings.precision == Precision::F16 { DType::F16 } else { DType::F32 };
-                for variant in op.variants {
+                for variant in op.variants.iter().filter(|v| v.runs_on(gpu.limits().machine)) {
                     // A variant is timed only on shapes for which it has just been proved.
                     let Some(proof) = prove_case(gpu, op, &case, variant, floats, None) else { continue };
                     rows.push(time_variant(gpu, op, &case, variant, budget, &proof, twin_ok)?);
@@ -279,7 +293,7 @@ pub fn ceilings(gpu: Option<&Arc<Gpu>>, budget: Duration) -> Result<Ceilings> {
             tape = stored_as_f16(tape);
         }
         let missing = || Error::new(Kind::Shape, op.name, "no kernel takes the case");
-        let variant = tape.view(&tape.steps()[0], |view| op.choose(view, machine)).ok_or_else(missing)?;
+        let variant = tape.view(&tape.steps()[0], |view| op.choose_of(view, machine, |_| true)).ok_or_else(missing)?;
         let proof = prove_case(gpu, op, case, variant, floats, None).ok_or_else(missing)?;
         time_variant(gpu, op, case, variant, budget, &proof, true)
     };

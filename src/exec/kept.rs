@@ -13,6 +13,7 @@ use crate::base::files::write_whole;
 use crate::base::{DType, Error, Kind, Result};
 use crate::exec::gpu::AdapterSummary;
 use crate::ops;
+use crate::plan::Machine;
 
 /// Of the file. Another number is another format, and is made anew.
 const FORMAT: u32 = 1;
@@ -30,6 +31,8 @@ pub struct Identity {
     pub device: u32,
     pub backend: String,
     pub driver: String,
+    /// Whether kernels may multiply by cooperative matrices.
+    pub matrices: bool,
     pub naevus_version: String,
     /// SHA-256 of every variant's name and WGSL.
     pub shaders: String,
@@ -43,6 +46,7 @@ impl Identity {
             device: adapter.device,
             backend: adapter.backend.clone(),
             driver: adapter.driver.clone(),
+            matrices: adapter.limits.machine == Machine::Matrices,
             naevus_version: env!("CARGO_PKG_VERSION").to_string(),
             shaders: shaders_sha256(),
         }
@@ -52,7 +56,7 @@ impl Identity {
     pub fn stem(&self) -> String {
         let plain: String = self.adapter.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();
         let words: Vec<&str> = plain.split('-').filter(|word| !word.is_empty()).take(6).collect();
-        let hash = hex(&Sha256::digest(format!("{}/{}/{}/{}", self.adapter, self.vendor, self.device, self.backend)));
+        let hash = hex(&Sha256::digest(format!("{}/{}/{}/{}/{}", self.adapter, self.vendor, self.device, self.backend, self.matrices)));
         format!("{}-{}", words.join("-"), &hash[..8])
     }
 }
@@ -195,6 +199,7 @@ mod tests {
             device: 1,
             backend: text("Vulkan"),
             driver: text("radv 1"),
+            matrices: false,
             naevus_version: text("1"),
             shaders: text("s"),
         }

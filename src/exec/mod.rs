@@ -53,6 +53,8 @@ pub struct Settings {
     pub checks: Checks,
     /// How floats are stored; f16 needs a device that has it.
     pub precision: Precision,
+    /// Whether kernels by cooperative matrices may be used where the device has them.
+    pub matrices: bool,
     /// The folder for what is learnt about adapters.
     pub cache: Option<PathBuf>,
     /// Told, in a line, what takes a while.
@@ -61,7 +63,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { tune: Tune::Auto, checks: Checks::Auto, precision: Precision::F32, cache: None, say: |_| {} }
+        Settings { tune: Tune::Auto, checks: Checks::Auto, precision: Precision::F32, matrices: true, cache: None, say: |_| {} }
     }
 }
 
@@ -181,6 +183,7 @@ mod tests {
             f16: false,
             subgroup: None,
             cooperative_matrix: Vec::new(),
+            has_matrices: false,
             timestamps: false,
             limits: Limits::HOST,
             workgroup_memory_bytes: 16_384,

@@ -96,6 +96,7 @@ mod tests {
             device: 1,
             backend: text("Vulkan"),
             driver: text("anv 1"),
+            matrices: false,
             naevus_version: text("1"),
             shaders: text("s"),
         };

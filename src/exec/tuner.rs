@@ -45,7 +45,7 @@ impl Gpu {
     /// Whether kernels are measured on this device.
     pub(super) fn is_tuned(&self) -> bool {
         let wanted = match self.settings.tune {
-            Tune::Auto => self.limits().machine == Machine::Hardware,
+            Tune::Auto => self.limits().machine >= Machine::Hardware,
             Tune::On => true,
             Tune::Off => false,
         };
@@ -91,7 +91,10 @@ struct Choice<'a> {
 impl Choice<'_> {
     /// `None` where no variant takes the shapes; an error where those that do failed their self-test.
     fn kernel(&self, op: &'static Op, view: &StepView) -> Result<Option<&'static Variant>> {
-        let fit = |v: &Variant| self.kept.proofs.get(&proof_key(op.name, v.name, floats(op, view), true)).is_none_or(|verdict| verdict == PASSED);
+        let fit = |v: &Variant| match self.kept.proofs.get(&proof_key(op.name, v.name, floats(op, view), true)) {
+            Some(verdict) => verdict == PASSED && v.runs_on(self.machine),
+            None => v.meant_for < Machine::Matrices,
+        };
         if self.tuned
             && let Some(variant) = self.measured(op, view, fit)
         {
@@ -99,7 +102,7 @@ impl Choice<'_> {
         }
         let heuristic = op.choose_of(view, self.machine, fit);
         let variant = heuristic.or_else(|| op.variants.iter().rev().find(|v| (v.accepts)(view) && fit(v)));
-        match op.variants.iter().find(|v| (v.accepts)(view)) {
+        match op.variants.iter().find(|v| (v.accepts)(view) && v.runs_on(self.machine)) {
             Some(failed) if variant.is_none() => {
                 let what = &self.kept.proofs[&proof_key(op.name, failed.name, floats(op, view), true)];
                 let fact = format!("no {} kernel passed its self-test ({}: {what}), see naevus check; --device cpu needs none", op.name, failed.name);
@@ -117,8 +120,8 @@ impl Choice<'_> {
         let member = |v: &&&'static Variant| v.family == family && (v.accepts)(view) && fit(v);
         let timed = self.kept.kernels.get(&kernel_key(op, view));
         let members = || op.variants.iter().filter(|v| member(&v));
-        let meant = |v: &&Variant| v.meant_for == Machine::Any || v.meant_for == self.machine;
-        members().find(|v| timed.is_some_and(|t| t.variant == v.name)).or_else(|| members().rfind(meant)).or_else(|| members().next_back())
+        let measured = members().find(|v| timed.is_some_and(|t| t.variant == v.name));
+        measured.or_else(|| members().rfind(|v| v.is_meant_for(self.machine))).or_else(|| members().next_back())
     }
 }
 

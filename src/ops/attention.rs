@@ -10,10 +10,10 @@ use rayon::prelude::*;
 use crate::base::{DType, Result, Tolerance};
 use crate::ops::activation::exp;
 use crate::ops::matmul::Product;
-use crate::ops::{ELEM, TILE_64, TILE_STORE};
+use crate::ops::{ELEM, ELEM_MATRICES, MATRICES, TILE_64, TILE_STORE};
 use crate::params;
 use crate::plan::card::grid_1d;
-use crate::plan::{Case, CaseInput, Cost, Machine, Op, StepView, Tape, Tensor, TwinCall, Variant};
+use crate::plan::{Case, CaseInput, Cost, Fill, Machine, Op, StepView, Tape, Tensor, TwinCall, Variant};
 
 params! {
     pub struct Params {
@@ -87,6 +87,23 @@ pub static OP: Op = Op {
             grid: |s| {
                 let p: Params = s.params();
                 [p.queries.div_ceil(64), p.batch * p.heads, p.head_dim.div_ceil(64)]
+            },
+        },
+        Variant {
+            name: "matrices",
+            family: "matrices",
+            source: &[ELEM_MATRICES, MATRICES, include_str!("../../shaders/attention_matrices.wgsl")],
+            workgroup: 128,
+            meant_for: Machine::Matrices,
+            constants: |s| vec![("TILES", f64::from(s.params::<Params>().head_dim.div_ceil(16)))],
+            accepts: |s| {
+                let p: Params = s.params();
+                let is_small = p.head_dim.is_multiple_of(4) && p.head_dim <= 160 && p.batch * p.heads <= 65_535;
+                s.floats() == DType::F16 && is_small && p.bias_rows == 0 && p.queries >= 8
+            },
+            grid: |s| {
+                let p: Params = s.params();
+                [p.queries.div_ceil(64), p.batch * p.heads, 1]
             },
         },
     ],
@@ -257,7 +274,15 @@ fn cases() -> Vec<Case> {
         case("head_80", 2, 130, 77, 3, 80).without_golden(),
         case("head_160", 1, 64, 64, 2, 160).without_golden(),
         case("head_512", 1, 33, 65, 1, 512).without_golden(),
+        steep("rising", 1, 70, 330, 1, 40).without_golden(),
     ]
+}
+
+/// Scores six times as steep: a row's maximum goes on rising over the keys.
+fn steep(name: &'static str, batch: usize, queries: usize, keys: usize, heads: usize, head_dim: usize) -> Case {
+    let mut case = case(name, batch, queries, keys, heads, head_dim);
+    case.inputs[0].fill = Fill::Affine { scale: 6.0, shift: 0.0 };
+    case
 }
 
 fn bench() -> Vec<Case> {
@@ -266,6 +291,9 @@ fn bench() -> Vec<Case> {
         case("sd_1024x8x40", 1, 1024, 1024, 8, 40),
         case("sd_4096x8x40", 1, 4096, 4096, 8, 40),
         case("sd_1024x8x80", 2, 1024, 1024, 8, 80),
+        case("sd_2x4096x8x40", 2, 4096, 4096, 8, 40),
+        case("sd_256x8x160", 2, 256, 256, 8, 160),
+        case("sd_cross_4096x77x8x40", 2, 4096, 77, 8, 40),
     ]
 }
 

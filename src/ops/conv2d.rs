@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use crate::base::{DType, Result, Tolerance};
 use crate::ops::matmul::{Product, column_lanes, fills_the_device, rows_per_task};
-use crate::ops::{ELEM, LINEAR_INDEX, TILE_64, TILE_128, TILE_STORE};
+use crate::ops::{ELEM, ELEM_MATRICES, LINEAR_INDEX, MATRICES, MATRICES_128, MATRICES_160, MATRICES_STAGE, TILE_64, TILE_128, TILE_STORE};
 use crate::params;
 use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Machine, Op, StepView, Tape, Tensor, TwinCall, Variant};
 
@@ -114,15 +114,45 @@ pub static OP: Op = Op {
             accepts: accepts_shared,
             grid: |s| shared_grid(s, 64),
         },
+        Variant {
+            name: "matrices_128",
+            family: "matrices",
+            source: &[ELEM_MATRICES, MATRICES, MATRICES_128, MATRICES_STAGE, BY_MATRICES],
+            workgroup: 256,
+            meant_for: Machine::Matrices,
+            constants: |_| vec![],
+            accepts: accepts_matrices,
+            grid: |s| shared_grid(s, 128),
+        },
+        Variant {
+            name: "matrices_160",
+            family: "matrices",
+            source: &[ELEM_MATRICES, MATRICES, MATRICES_160, MATRICES_STAGE, BY_MATRICES],
+            workgroup: 128,
+            meant_for: Machine::Matrices,
+            constants: |_| vec![],
+            accepts: |s| accepts_matrices(s) && s.params::<Params>().out_c.is_multiple_of(160),
+            grid: |s| {
+                let p: Params = s.params();
+                [p.out_c.div_ceil(160), pixels(&p).div_ceil(64), 1]
+            },
+        },
     ],
 };
 
+const BY_MATRICES: &str = include_str!("../../shaders/conv2d_matrices.wgsl");
 const SHARED: &str = include_str!("../../shaders/conv2d_shared.wgsl");
 
 /// Both tile sizes add along K in the same order, so the size may depend on the batch: a pixel's bits do not.
 fn accepts_shared(s: &StepView) -> bool {
     let p: Params = s.params();
     p.groups == 1 && p.in_c.is_multiple_of(4) && p.out_c.is_multiple_of(4) && pixels(&p).div_ceil(64) <= 65_535
+}
+
+/// f16 factors only, and tiles that are mostly filled. It depends on the item alone, as a family must.
+fn accepts_matrices(s: &StepView) -> bool {
+    let p: Params = s.params();
+    s.floats() == DType::F16 && accepts_shared(s) && p.out_c >= 64 && p.in_c >= 16
 }
 
 fn shared_grid(s: &StepView, tile: u32) -> [u32; 3] {
@@ -274,6 +304,7 @@ fn cases() -> Vec<Case> {
         case("unet_in", [2, 65, 16, 16], [96, 65, 3, 3], true, same).without_golden(),
         case("unet_block", [2, 96, 16, 16], [192, 96, 3, 3], true, same).without_golden(),
         case("wide", [1, 16, 3, 300], [68, 16, 3, 3], true, same).without_golden(),
+        case("wide_tiles", [2, 20, 9, 11], [160, 20, 3, 3], true, same.strided(2)).without_golden(),
         case("many_tiles", [2, 4, 131, 127], [132, 4, 3, 3], true, same).without_golden(),
         case("many_strided_tiles", [3, 12, 200, 121], [136, 12, 5, 2], true, Conv2d { stride: [1, 2], padding: [2, 1, 0, 3], dilation: [2, 1], groups: 1 })
             .without_golden(),

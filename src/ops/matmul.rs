@@ -5,7 +5,7 @@
 use rayon::prelude::*;
 
 use crate::base::{DType, Result, Tolerance};
-use crate::ops::{ELEM, LINEAR_INDEX, TILE_64, TILE_128, TILE_STORE};
+use crate::ops::{ELEM, ELEM_MATRICES, LINEAR_INDEX, MATRICES, MATRICES_128, MATRICES_160, MATRICES_STAGE, TILE_64, TILE_128, TILE_STORE};
 use crate::params;
 use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Machine, Op, StepView, Tape, Tensor, TwinCall, Variant};
 
@@ -78,15 +78,45 @@ pub static OP: Op = Op {
             accepts: accepts_shared,
             grid: |s| shared_grid(s, 64),
         },
+        Variant {
+            name: "matrices_128",
+            family: "matrices",
+            source: &[ELEM_MATRICES, MATRICES, MATRICES_128, MATRICES_STAGE, BY_MATRICES],
+            workgroup: 256,
+            meant_for: Machine::Matrices,
+            constants: |_| vec![],
+            accepts: accepts_matrices,
+            grid: |s| shared_grid(s, 128),
+        },
+        Variant {
+            name: "matrices_160",
+            family: "matrices",
+            source: &[ELEM_MATRICES, MATRICES, MATRICES_160, MATRICES_STAGE, BY_MATRICES],
+            workgroup: 128,
+            meant_for: Machine::Matrices,
+            constants: |_| vec![],
+            accepts: |s| accepts_matrices(s) && s.params::<Params>().n.is_multiple_of(160),
+            grid: |s| {
+                let p: Params = s.params();
+                [p.n.div_ceil(160), p.m.div_ceil(64), p.batch]
+            },
+        },
     ],
 };
 
+const BY_MATRICES: &str = include_str!("../../shaders/matmul_matrices.wgsl");
 const SHARED: &str = include_str!("../../shaders/matmul_shared.wgsl");
 
 /// Both tile sizes add along K in the same order, so the size may depend on the batch: a row's bits do not.
 fn accepts_shared(s: &StepView) -> bool {
     let p: Params = s.params();
     p.k.is_multiple_of(4) && p.n.is_multiple_of(4) && p.m >= 4 && p.batch <= 65_535 && p.m.div_ceil(64) <= 65_535
+}
+
+/// f16 factors only, and tiles that are mostly filled. It depends on the item alone, as a family must.
+fn accepts_matrices(s: &StepView) -> bool {
+    let p: Params = s.params();
+    s.floats() == DType::F16 && accepts_shared(s) && p.n >= 64 && p.k >= 16
 }
 
 fn shared_grid(s: &StepView, tile: u32) -> [u32; 3] {
@@ -250,6 +280,7 @@ fn cases() -> Vec<Case> {
         linear_case("deep", &[9, 2048], 68, false).without_golden(),
         batched_case("batched_large", 4, 65, 64, 132).without_golden(),
         linear_case("many_tiles", &[1, 2100, 20], 2052, true).without_golden(),
+        linear_case("wide_tiles", &[2, 70, 100], 320, true).without_golden(),
     ]
 }
 
@@ -259,6 +290,7 @@ fn bench() -> Vec<Case> {
         linear_case("qkv_512x192", &[8, 64, 192], 192, true),
         batched_case("1024x1024x1024", 1, 1024, 1024, 1024),
         batched_case("2048x2048x2048", 1, 2048, 2048, 2048),
+        batched_case("4096x4096x4096", 1, 4096, 4096, 4096),
         linear_case("sd_4096x320to1280", &[2, 4096, 320], 1280, true),
     ]
 }

@@ -211,12 +211,15 @@ pub struct Variant {
     pub meant_for: Machine,
 }
 
-/// The machines on which a variant is chosen. Every variant is correct on all of them and proved there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The machines on which a variant is chosen, each of which can what those before it can. Variants are correct and proved wherever they run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Machine {
     Any,
     /// Workgroup memory is a memory of its own. On software Vulkan it is the host's, and a barrier cuts the kernel into loops.
     Hardware,
+    /// Hardware with units that multiply 16 x 16 matrices of f16 with f32 sums, and with them switched on. A kernel for it does not
+    /// compile elsewhere, and runs only once it was proved on the device: drivers are young there.
+    Matrices,
 }
 
 impl Variant {
@@ -224,6 +227,16 @@ impl Variant {
     pub fn wgsl(&self, floats: DType) -> String {
         let fragment = |&text: &&'static str| if text == ELEM && floats == DType::F16 { ELEM_F16 } else { text };
         self.source.iter().map(fragment).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Whether it is worth more than the ones before it on `machine`.
+    pub fn is_meant_for(&self, machine: Machine) -> bool {
+        self.meant_for <= machine
+    }
+
+    /// Whether `machine` can compile it.
+    pub fn runs_on(&self, machine: Machine) -> bool {
+        self.meant_for < Machine::Matrices || machine == Machine::Matrices
     }
 
     /// The readable kernel of most ops: one invocation per element of the result, in workgroups of 256 of a `grid_1d` grid.
@@ -260,15 +273,15 @@ pub struct Op {
 }
 
 impl Op {
-    /// The variant that runs a step where nothing was measured: the last one that accepts its shapes and is meant for the machine.
+    /// The variant that runs a step where nothing was measured or proved: the last one that accepts its shapes and is meant for the
+    /// machine, but for those that must be proved first.
     pub fn choose(&self, view: &StepView, machine: Machine) -> Option<&'static Variant> {
-        self.choose_of(view, machine, |_| true)
+        self.choose_of(view, machine, |v| v.meant_for < Machine::Matrices)
     }
 
     /// The same among the variants that are `fit`.
     pub fn choose_of(&self, view: &StepView, machine: Machine, fit: impl Fn(&Variant) -> bool) -> Option<&'static Variant> {
-        let meant = |v: &Variant| v.meant_for == Machine::Any || v.meant_for == machine;
-        self.variants.iter().rev().find(|v| meant(v) && (v.accepts)(view) && fit(v))
+        self.variants.iter().rev().find(|v| v.is_meant_for(machine) && (v.accepts)(view) && fit(v))
     }
 }
 

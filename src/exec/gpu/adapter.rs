@@ -20,6 +20,8 @@ pub struct AdapterSummary {
     pub subgroup: Option<(u32, u32)>,
     /// Cooperative matrix shapes, `16x16x16 f16 -> f32`.
     pub cooperative_matrix: Vec<String>,
+    /// Whether the kernels by cooperative matrices compile for it: 16 x 16 of f16 with f32 sums, subgroups of 32, 48 KiB of workgroup memory.
+    pub has_matrices: bool,
     pub timestamps: bool,
     pub limits: Limits,
     pub workgroup_memory_bytes: u32,
@@ -52,6 +54,9 @@ impl std::fmt::Display for AdapterKind {
 /// Storage buffers that the widest kernel (ddim_step) binds.
 pub const STORAGE_BUFFERS: u32 = 8;
 
+/// Workgroup memory of the kernel by cooperative matrices that takes the most: attention with heads of 160.
+const MATRICES_BYTES: u32 = 48 << 10;
+
 /// All adapters of the backends that naevus is written for.
 pub fn adapters() -> Vec<AdapterSummary> {
     list().iter().enumerate().map(|(index, adapter)| summary(index, adapter)).collect()
@@ -77,8 +82,15 @@ pub(super) fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
     };
     let cooperative = adapter.cooperative_matrix_properties();
     let shape = |c: &wgpu::CooperativeMatrixProperties| format!("{}x{}x{} {:?} -> {:?}", c.m_size, c.n_size, c.k_size, c.ab_type, c.cr_type);
+    let has_shape = cooperative.iter().any(|c| {
+        let [ab, cr] = [wgpu::CooperativeScalarType::F16, wgpu::CooperativeScalarType::F32];
+        (c.m_size, c.n_size, c.k_size) == (16, 16, 16) && c.ab_type == ab && c.cr_type == cr
+    });
+    let needed = wgpu::Features::SHADER_F16 | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+    let fits = (info.subgroup_min_size, info.subgroup_max_size) == (32, 32) && limits.max_compute_workgroup_storage_size >= MATRICES_BYTES;
     AdapterSummary {
         index,
+        has_matrices: has_shape && fits && features.contains(needed) && kind != AdapterKind::Software,
         name: info.name,
         vendor: info.vendor,
         device: info.device,

@@ -12,7 +12,7 @@ use crate::exec::gpu::values::{from_bytes, to_bytes};
 use crate::exec::kept::{Identity, Keeper, Kept};
 use crate::exec::precision::Precision;
 use crate::exec::{Settings, Tune};
-use crate::plan::{Limits, Weight};
+use crate::plan::{Limits, Machine, Weight};
 
 /// Bytes of weights that may wait for their copy to the device: the driver holds them a second time until then.
 const WAITING_BYTES: u64 = 256 << 20;
@@ -41,12 +41,12 @@ impl Gpu {
         Gpu::open_with(index, &Settings { tune: Tune::Off, ..Settings::default() })
     }
 
-    /// The same with no optional features but timestamps, f16 and pipeline caches, and with what `settings` says.
+    /// The same with no optional features but timestamps, f16, pipeline caches and cooperative matrices, and with what `settings` says.
     pub fn open_with(index: usize, settings: &Settings) -> Result<Arc<Gpu>> {
         let adapters = adapter::list();
         let place = format!("--device {index}");
         let adapter = adapters.get(index).ok_or_else(|| Error::new(Kind::Device, place, format!("this machine has {} adapters", adapters.len())))?;
-        let summary = adapter::summary(index, adapter);
+        let mut summary = adapter::summary(index, adapter);
         if summary.storage_buffers < adapter::STORAGE_BUFFERS {
             let fact = format!("{} storage buffers per shader, expected at least {}", summary.storage_buffers, adapter::STORAGE_BUFFERS);
             return Err(Error::new(Kind::Device, summary.name, fact));
@@ -54,11 +54,16 @@ impl Gpu {
         if settings.precision == Precision::F16 && !summary.f16 {
             return Err(Error::new(Kind::Device, summary.name, "it has no f16 in shaders, expected --precision f32"));
         }
-        let wanted = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SHADER_F16 | wgpu::Features::PIPELINE_CACHE;
+        let mut wanted = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SHADER_F16 | wgpu::Features::PIPELINE_CACHE;
+        if settings.matrices && summary.has_matrices {
+            wanted |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+            summary.limits.machine = Machine::Matrices;
+        }
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("naevus"),
             required_features: adapter.features() & wanted,
             required_limits: adapter.limits(),
+            experimental_features: experimental(),
             ..Default::default()
         };
         let opened = pollster::block_on(adapter.request_device(&descriptor));
@@ -211,6 +216,13 @@ impl Gpu {
         let view = staging.get_mapped_range(..).map_err(|e| failed(format!("reading back failed: {e}")))?;
         Ok(from_bytes(&view, dtype, len))
     }
+}
+
+/// Leave for the one experimental feature that is asked for: its kernels are proved on the device before they are used.
+#[allow(unsafe_code)]
+fn experimental() -> wgpu::ExperimentalFeatures {
+    // SAFETY: what may be wrong in them is known (no availability operands in SPIR-V, naga 30) and is what the proofs look for.
+    unsafe { wgpu::ExperimentalFeatures::enabled() }
 }
 
 /// A lock that outlives a panic elsewhere: the values behind our locks are valid at every point.

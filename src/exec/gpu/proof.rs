@@ -57,7 +57,7 @@ impl KernelRun {
         let (kernel, grid) = tape.view(step, |view| {
             let kernel = match source {
                 None => gpu.kernel_with(op, variant, view, checked)?,
-                Some(source) => Arc::new(gpu.compile(op, source, variant.name, &(variant.constants)(view), inputs.len(), checked)?),
+                Some(source) => Arc::new(gpu.compile(op, source, variant, &(variant.constants)(view), inputs.len(), checked)?),
             };
             Ok::<_, Error>((kernel, (variant.grid)(view)))
         })?;

@@ -1,0 +1,116 @@
+//! Kernels by cooperative matrices on devices that have none: their own WGSL, with the matrices' calls replaced by functions that
+//! do the same one value at a time, on every case of their ops. What stays unproved here is the units and the driver: `naevus
+//! check` proves these on the device.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use naevus::base::DType;
+use naevus::exec::check::{Proof, prove_case};
+use naevus::exec::gpu::{Gpu, adapters};
+use naevus::ops;
+use naevus::plan::{Case, Machine, Op, Variant};
+
+/// Work of a case that emulation gets through in a second or two.
+const MOST_FLOPS: u64 = 60_000_000;
+
+fn flops(case: &Case) -> u64 {
+    ops::case::record(case).expect("a case records").0.total_cost().flops
+}
+
+fn gpu() -> Option<Arc<Gpu>> {
+    if adapters().first().is_none_or(|adapter| !adapter.f16) {
+        assert!(std::env::var("NAEVUS_REQUIRE_GPU").is_err(), "no adapter with f16, and NAEVUS_REQUIRE_GPU is set");
+        println!("skipped: no adapter with f16");
+        return None;
+    }
+    Some(Gpu::open(0).expect("the first adapter opens"))
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+/// `coopLoadT<Left>(&left[at], stride)` becomes `coopLoadT_Left_left(at, stride)`, and so on; with functions for all of these.
+fn emulated(source: &str) -> String {
+    let mut rest = source.replace(&read("shaders/lib/matrices.wgsl"), "").replace("enable wgpu_cooperative_matrix;", "");
+    rest = rest.replace("coopMultiplyAdd(", "coopMultiplyAdd_emulated(");
+    let mut used = BTreeSet::new();
+    let mut text = String::new();
+    while let Some(start) = rest.find("coopLoad").into_iter().chain(rest.find("coopStoreT(")).min() {
+        text += &rest[..start];
+        let call = rest[start..].to_string();
+        let (before, after) = call.split_once('&').expect("a call takes a pointer");
+        let (array, after) = after.split_once('[').expect("into an array");
+        let (at, after) = after.split_once("], ").expect("and a stride");
+        let (function, arguments) = before.split_once('(').expect("a call has arguments");
+        let name = function.replace(['<', '>'], " ").trim().replace(' ', "_");
+        let matrix = name.split_once('_').map_or("Sums", |(_, matrix)| matrix);
+        used.insert((matrix.to_string(), array.to_string()));
+        text += &format!("{name}_{array}({arguments}{at}, ");
+        rest = after.to_string();
+    }
+    text += &rest;
+    let library = read("tests/emulated/matrices.wgsl");
+    let mut parts = library.split("//:");
+    let types = parts.next().expect("the types come first").replace("RIGHT", &used.iter().find(|u| u.0 == "Right").expect("there is a right side").1);
+    for part in parts {
+        let (matrix, functions) = part.split_once('\n').expect("a part has a name");
+        used.iter().filter(|u| u.0 == matrix).for_each(|u| text += &functions.replace("ARRAY", &u.1));
+    }
+    text + &types
+}
+
+/// With checks, and where the units are not.
+fn anywhere(variant: &Variant) -> &'static Variant {
+    Box::leak(Box::new(Variant { meant_for: Machine::Any, ..*variant }))
+}
+
+fn proofs(gpu: &Arc<Gpu>, op: &'static Op, variant: &Variant, change: impl Fn(String) -> String, cases: &[&str]) -> Vec<Proof> {
+    let source = change(emulated(&variant.wgsl(DType::F16)));
+    let wanted = |case: &Case| if cases.is_empty() { flops(case) <= MOST_FLOPS } else { cases.contains(&case.name) };
+    let cases = (op.cases)();
+    cases.iter().filter(|case| wanted(case)).filter_map(|case| prove_case(gpu, op, case, anywhere(variant), DType::F16, Some(&source))).collect()
+}
+
+fn by_matrices() -> impl Iterator<Item = (&'static Op, &'static Variant)> {
+    ops::ALL.iter().flat_map(|op| op.variants.iter().filter(|v| v.meant_for == Machine::Matrices).map(|v| (*op, v)))
+}
+
+#[test]
+fn the_emulated_kernels_agree_with_their_twins() {
+    let Some(gpu) = gpu() else { return };
+    let mut found = 0;
+    for (op, variant) in by_matrices() {
+        let proofs = proofs(&gpu, op, variant, |source| source, &[]);
+        assert!(!proofs.is_empty(), "{} {}: {} cases", op.name, variant.name, proofs.len());
+        for proof in &proofs {
+            assert!(proof.passed, "{} {} {}: {}", op.name, variant.name, proof.case, proof.what);
+        }
+        println!("{} {}: {} cases, worst {:.1e}", op.name, variant.name, proofs.len(), proofs.iter().map(|p| p.worst).fold(0.0, f64::max));
+        found += 1;
+    }
+    assert!(found >= 5, "{found} kernels by cooperative matrices");
+}
+
+/// Each fault is found by a case that is there for it.
+#[test]
+fn broken_ones_are_found() {
+    let Some(gpu) = gpu() else { return };
+    let mutants = [
+        ("matmul", "matrices_128", "wide_tiles", "first_k += TILE_K", "first_k += 16u"),
+        ("matmul", "matrices_160", "wide_tiles", "c9 = coopMultiplyAdd_emulated(l3, r9, c9);", ""),
+        ("matmul", "matrices_128", "wide_tiles", "if m >= p.m ||", "if"),
+        ("conv2d", "matrices_160", "wide_tiles", "kw += 1u", "kw += 2u"),
+        ("conv2d", "matrices_128", "wide", "iw >= p.in_w ||", ""),
+        ("attention", "matrices", "rising", "o1 = scaled(o1, own, factor);", ""),
+        ("attention", "matrices", "rising", "total *= factor;", ""),
+        ("attention", "matrices", "head_80", "< vec4<u32>(p.keys)", "< vec4<u32>(p.keys + 1u)"),
+    ];
+    for (op, variant, case, from, to) in mutants {
+        let (op, variant) = by_matrices().find(|(o, v)| o.name == op && v.name == variant).expect("the kernel is there");
+        let proofs = proofs(&gpu, op, variant, |source| if source.contains(from) { source.replace(from, to) } else { panic!("{from} is not there") }, &[case]);
+        let [proof] = &proofs[..] else { panic!("{} {} does not take {case}", op.name, variant.name) };
+        assert!(!proof.passed && !proof.what.contains("refused"), "{} {}: {from} became {to}, and {case}: {}", op.name, variant.name, proof.what);
+    }
+}
