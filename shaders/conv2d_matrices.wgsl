@@ -40,10 +40,10 @@ fn advance() {
     if kw == p.kernel_w { kw = 0u; kh += 1u; }
 }
 
-fn left_value(i: u32) -> vec4<f16> {
+fn left_value(i: u32, c4_on: u32) -> vec4<f16> {
     let ih = top[i] + kh * p.dilation_h;
     let iw = start[i] + kw * p.dilation_w;
-    let c4 = first_c / 4u + left_c4;
+    let c4 = first_c / 4u + left_c4 + c4_on;
     if image[i] >= p.batch * p.in_h || ih >= p.in_h || iw >= p.in_w || c4 >= p.in_c / 4u { return vec4<f16>(); }
     return x[((image[i] + ih) * p.in_w + iw) * (p.in_c / 4u) + c4];
 }

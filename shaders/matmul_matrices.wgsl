@@ -24,9 +24,9 @@ fn steps() -> u32 { return (p.k + TILE_K - 1u) / TILE_K; }
 
 fn advance() { first_k += TILE_K; }
 
-fn left_value(i: u32) -> vec4<f16> {
+fn left_value(i: u32, k4_on: u32) -> vec4<f16> {
     let row = left_row + i * (INVOCATIONS / 8u);
-    let k4 = first_k / 4u + left_k4;
+    let k4 = first_k / 4u + left_k4 + k4_on;
     if row >= p.m || k4 >= p.k / 4u { return vec4<f16>(); }
     return a[(tile.z * p.m + row) * (p.k / 4u) + k4];
 }

@@ -14,6 +14,9 @@ use naevus::plan::{Case, Machine, Op, Variant};
 /// Work of a case that emulation gets through in a second or two.
 const MOST_FLOPS: u64 = 60_000_000;
 
+/// Wide heads, whose emulated kernels lavapipe compiles for minutes.
+const TOO_LONG: [&str; 2] = ["head_80", "head_160"];
+
 fn flops(case: &Case) -> u64 {
     ops::case::record(case).expect("a case records").0.total_cost().flops
 }
@@ -68,7 +71,7 @@ fn anywhere(variant: &Variant) -> &'static Variant {
 
 fn proofs(gpu: &Arc<Gpu>, op: &'static Op, variant: &Variant, change: impl Fn(String) -> String, cases: &[&str]) -> Vec<Proof> {
     let source = change(emulated(&variant.wgsl(DType::F16)));
-    let wanted = |case: &Case| if cases.is_empty() { flops(case) <= MOST_FLOPS } else { cases.contains(&case.name) };
+    let wanted = |case: &Case| if cases.is_empty() { flops(case) <= MOST_FLOPS && !TOO_LONG.contains(&case.name) } else { cases.contains(&case.name) };
     let cases = (op.cases)();
     cases.iter().filter(|case| wanted(case)).filter_map(|case| prove_case(gpu, op, case, anywhere(variant), DType::F16, Some(&source))).collect()
 }
@@ -90,7 +93,7 @@ fn the_emulated_kernels_agree_with_their_twins() {
         println!("{} {}: {} cases, worst {:.1e}", op.name, variant.name, proofs.len(), proofs.iter().map(|p| p.worst).fold(0.0, f64::max));
         found += 1;
     }
-    assert!(found >= 5, "{found} kernels by cooperative matrices");
+    assert!(found >= 7, "{found} kernels by cooperative matrices");
 }
 
 /// Each fault is found by a case that is there for it.
@@ -103,9 +106,11 @@ fn broken_ones_are_found() {
         ("matmul", "matrices_128", "wide_tiles", "if m >= p.m ||", "if"),
         ("conv2d", "matrices_160", "wide_tiles", "kw += 1u", "kw += 2u"),
         ("conv2d", "matrices_128", "wide", "iw >= p.in_w ||", ""),
+        ("conv2d", "matrices_split", "split", "first_c += TILE_K", "first_c += 64u"),
+        ("matmul", "matrices_split", "split", "left_value(1u, 16u)", "left_value(1u, 24u)"),
         ("attention", "matrices", "rising", "o1 = scaled(o1, own, factor);", ""),
         ("attention", "matrices", "rising", "total *= factor;", ""),
-        ("attention", "matrices", "head_80", "< vec4<u32>(p.keys)", "< vec4<u32>(p.keys + 1u)"),
+        ("attention", "matrices", "many_keys", "< vec4<u32>(p.keys)", "< vec4<u32>(p.keys + 40u)"),
     ];
     for (op, variant, case, from, to) in mutants {
         let (op, variant) = by_matrices().find(|(o, v)| o.name == op && v.name == variant).expect("the kernel is there");

@@ -227,13 +227,13 @@ fn the_list_is_the_modules() {
     assert_eq!(listed.iter().map(|s| s.to_string()).collect::<BTreeSet<_>>(), modules);
 }
 
-/// `<op>.wgsl` is the first variant, `<op>_<variant>.wgsl` another one, without the size that may end the variant's name; every fragment in `lib` is part of some shader.
+/// `<op>.wgsl` is the first variant, `<op>_<variant>.wgsl` another one, without the size or the split that may end the variant's name; every fragment in `lib` is part of some shader.
 #[test]
 fn the_list_is_the_shader_files() {
     let mut expected = BTreeSet::new();
     for op in ops::ALL {
         for (i, variant) in op.variants.iter().enumerate() {
-            let idea = variant.name.trim_end_matches(|c: char| c.is_ascii_digit()).trim_end_matches('_');
+            let idea = variant.name.trim_end_matches("_split").trim_end_matches(|c: char| c.is_ascii_digit()).trim_end_matches('_');
             let stem = if i == 0 { op.name.to_string() } else { format!("{}_{idea}", op.name) };
             let text = read(&format!("shaders/{stem}.wgsl"));
             assert!(variant.source.contains(&text.as_str()), "{} {} is not made of {stem}.wgsl", op.name, variant.name);

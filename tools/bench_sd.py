@@ -2,8 +2,8 @@
 """Stable Diffusion 1.5's inpainting UNet and autoencoder with random weights: written for `naevus bench`, and timed with PyTorch.
 
     tools/bench_sd.py DIR                     write DIR/unet and DIR/vae (f16), and time both eagerly on the GPU
-    naevus bench unet --model DIR --batch 2 --precision f16
-    naevus bench vae --model DIR --precision f16
+    naevus bench unet --model DIR/unet --batch 2 --precision f16
+    naevus bench vae --model DIR/vae --precision f16
 """
 
 import argparse

@@ -2,12 +2,14 @@
 // multiplied, the next one's values are on their way into registers.
 const TILE_M: u32 = 128u;
 const TILE_N4: u32 = 32u;        // groups of four columns
+const TILE_K: u32 = 32u;
+const LEFT_STRIDE: u32 = 10u;     // in groups of four: rows are padded against bank conflicts
 const INVOCATIONS: u32 = 256u;
-const RIGHT_STRIDE: u32 = 34u;   // in groups of four: rows are padded against bank conflicts
+const RIGHT_STRIDE: u32 = 34u;
 
 var<workgroup> left: array<vec4<f16>, 1280>;    // [TILE_M][LEFT_STRIDE]
 var<workgroup> right: array<vec4<f16>, 1088>;   // [TILE_K][RIGHT_STRIDE]
-var<workgroup> result: array<f32, 2048>;        // [subgroup][16][16]
+var<workgroup> result: array<vec4<f32>, 512>;   // [subgroup][16][4]
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -70,7 +72,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         c7 = coopMultiplyAdd(l7, r3, c7);
         workgroupBarrier();
     }
-    let own = lane / 32u * 256u;
+    let own = lane / 32u * 64u;
     finish(own, row, column, c0);
     finish(own, row, column + 16u, c1);
     finish(own, row + 16u, column, c2);

@@ -2,12 +2,14 @@
 // multiplied, the next one's values are on their way into registers. The widths of Stable Diffusion are multiples of 160.
 const TILE_M: u32 = 64u;
 const TILE_N4: u32 = 40u;        // groups of four columns
+const TILE_K: u32 = 32u;
+const LEFT_STRIDE: u32 = 10u;     // in groups of four: rows are padded against bank conflicts
 const INVOCATIONS: u32 = 128u;
-const RIGHT_STRIDE: u32 = 42u;   // in groups of four: rows are padded against bank conflicts
+const RIGHT_STRIDE: u32 = 42u;
 
 var<workgroup> left: array<vec4<f16>, 640>;     // [TILE_M][LEFT_STRIDE]
 var<workgroup> right: array<vec4<f16>, 1344>;   // [TILE_K][RIGHT_STRIDE]
-var<workgroup> result: array<f32, 1024>;        // [subgroup][16][16]
+var<workgroup> result: array<vec4<f32>, 256>;   // [subgroup][16][4]
 
 // Value `i` of the ten of the right tile that an invocation brings.
 fn bring(lane: u32, i: u32) -> vec4<f16> {
@@ -80,7 +82,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         c9 = coopMultiplyAdd(l3, r9, c9);
         workgroupBarrier();
     }
-    let own = lane / 32u * 256u;
+    let own = lane / 32u * 64u;
     finish(own, row, column, c0);
     finish(own, row, column + 16u, c1);
     finish(own, row, column + 32u, c2);

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use crate::base::{DType, Result, Tolerance};
 use crate::ops::matmul::{Product, column_lanes, fills_the_device, rows_per_task};
-use crate::ops::{ELEM, ELEM_MATRICES, LINEAR_INDEX, MATRICES, MATRICES_128, MATRICES_160, MATRICES_STAGE, TILE_64, TILE_128, TILE_STORE};
+use crate::ops::{ELEM, ELEM_MATRICES, LINEAR_INDEX, MATRICES, MATRICES_128, MATRICES_160, MATRICES_SPLIT, MATRICES_STAGE, TILE_64, TILE_128, TILE_STORE};
 use crate::params;
 use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Machine, Op, StepView, Tape, Tensor, TwinCall, Variant};
 
@@ -135,6 +135,22 @@ pub static OP: Op = Op {
             grid: |s| {
                 let p: Params = s.params();
                 [p.out_c.div_ceil(160), pixels(&p).div_ceil(64), 1]
+            },
+        },
+        Variant {
+            name: "matrices_split",
+            family: "matrices_split",
+            source: &[ELEM_MATRICES, MATRICES, MATRICES_SPLIT, BY_MATRICES],
+            workgroup: 128,
+            meant_for: Machine::Matrices,
+            constants: |_| vec![],
+            accepts: |s| {
+                let p: Params = s.params();
+                accepts_matrices(s) && p.out_c.is_multiple_of(80) && p.in_c >= 128 && p.out_h * p.out_w <= 128
+            },
+            grid: |s| {
+                let p: Params = s.params();
+                [p.out_c / 80, pixels(&p).div_ceil(32), 1]
             },
         },
     ],
@@ -304,6 +320,7 @@ fn cases() -> Vec<Case> {
         case("unet_in", [2, 65, 16, 16], [96, 65, 3, 3], true, same).without_golden(),
         case("unet_block", [2, 96, 16, 16], [192, 96, 3, 3], true, same).without_golden(),
         case("wide", [1, 16, 3, 300], [68, 16, 3, 3], true, same).without_golden(),
+        case("split", [3, 132, 5, 6], [80, 132, 3, 3], true, same).without_golden(),
         case("wide_tiles", [2, 20, 9, 11], [160, 20, 3, 3], true, same.strided(2)).without_golden(),
         case("many_tiles", [2, 4, 131, 127], [132, 4, 3, 3], true, same).without_golden(),
         case("many_strided_tiles", [3, 12, 200, 121], [136, 12, 5, 2], true, Conv2d { stride: [1, 2], padding: [2, 1, 0, 3], dilation: [2, 1], groups: 1 })

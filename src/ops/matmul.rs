@@ -5,7 +5,7 @@
 use rayon::prelude::*;
 
 use crate::base::{DType, Result, Tolerance};
-use crate::ops::{ELEM, ELEM_MATRICES, LINEAR_INDEX, MATRICES, MATRICES_128, MATRICES_160, MATRICES_STAGE, TILE_64, TILE_128, TILE_STORE};
+use crate::ops::{ELEM, ELEM_MATRICES, LINEAR_INDEX, MATRICES, MATRICES_128, MATRICES_160, MATRICES_SPLIT, MATRICES_STAGE, TILE_64, TILE_128, TILE_STORE};
 use crate::params;
 use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Machine, Op, StepView, Tape, Tensor, TwinCall, Variant};
 
@@ -57,6 +57,22 @@ pub static OP: Op = Op {
                 [p.m.div_ceil(TILE_M as u32), p.n.div_ceil(4 * column_lanes(p.n)), p.batch]
             },
         },
+        Variant {
+            name: "sliced",
+            family: "sliced",
+            source: &[ELEM, include_str!("../../shaders/matmul_sliced.wgsl")],
+            workgroup: 256,
+            meant_for: Machine::Hardware,
+            constants: |_| vec![],
+            accepts: |s| {
+                let p: Params = s.params();
+                p.n.is_multiple_of(4) && p.m < 4 && p.k >= 64 && p.batch <= 65_535
+            },
+            grid: |s| {
+                let p: Params = s.params();
+                [p.n.div_ceil(64), p.m, p.batch]
+            },
+        },
         // Last but one: with indices into its sums that were not constant it ran at a fifteenth of what it can (docs/performance.md).
         Variant {
             name: "shared_128",
@@ -99,6 +115,22 @@ pub static OP: Op = Op {
             grid: |s| {
                 let p: Params = s.params();
                 [p.n.div_ceil(160), p.m.div_ceil(64), p.batch]
+            },
+        },
+        Variant {
+            name: "matrices_split",
+            family: "matrices_split",
+            source: &[ELEM_MATRICES, MATRICES, MATRICES_SPLIT, BY_MATRICES],
+            workgroup: 128,
+            meant_for: Machine::Matrices,
+            constants: |_| vec![],
+            accepts: |s| {
+                let p: Params = s.params();
+                accepts_matrices(s) && p.n.is_multiple_of(80) && p.k >= 128 && p.m <= 128
+            },
+            grid: |s| {
+                let p: Params = s.params();
+                [p.n / 80, p.m.div_ceil(32), p.batch]
             },
         },
     ],
@@ -281,6 +313,7 @@ fn cases() -> Vec<Case> {
         batched_case("batched_large", 4, 65, 64, 132).without_golden(),
         linear_case("many_tiles", &[1, 2100, 20], 2052, true).without_golden(),
         linear_case("wide_tiles", &[2, 70, 100], 320, true).without_golden(),
+        linear_case("split", &[2, 37, 300], 160, true).without_golden(),
     ]
 }
 
@@ -292,6 +325,8 @@ fn bench() -> Vec<Case> {
         batched_case("2048x2048x2048", 1, 2048, 2048, 2048),
         batched_case("4096x4096x4096", 1, 4096, 4096, 4096),
         linear_case("sd_4096x320to1280", &[2, 4096, 320], 1280, true),
+        linear_case("sd_time_1280", &[2, 1280], 1280, true),
+        linear_case("sd_text_77x768to320", &[2, 77, 768], 320, false),
     ]
 }
 

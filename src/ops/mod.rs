@@ -54,11 +54,12 @@ pub(crate) const TILE_64: &str = include_str!("../../shaders/lib/tile_64.wgsl");
 pub(crate) const TILE_128: &str = include_str!("../../shaders/lib/tile_128.wgsl");
 pub(crate) const TILE_STORE: &str = include_str!("../../shaders/lib/tile_store.wgsl");
 
-/// WGSL fragments: products of 128 x 128 and of 64 x 160 values by cooperative matrices, with one interface. [`ELEM_MATRICES`] comes first.
+/// WGSL fragments: products of 128 x 128, 64 x 160 and 32 x 80 values by cooperative matrices, with one interface. [`ELEM_MATRICES`] comes first.
 pub(crate) const ELEM_MATRICES: &str = include_str!("../../shaders/lib/elem_matrices.wgsl");
 pub(crate) const MATRICES: &str = include_str!("../../shaders/lib/matrices.wgsl");
 pub(crate) const MATRICES_128: &str = include_str!("../../shaders/lib/matrices_128.wgsl");
 pub(crate) const MATRICES_160: &str = include_str!("../../shaders/lib/matrices_160.wgsl");
+pub(crate) const MATRICES_SPLIT: &str = include_str!("../../shaders/lib/matrices_split.wgsl");
 pub(crate) const MATRICES_STAGE: &str = include_str!("../../shaders/lib/matrices_stage.wgsl");
 
 /// Every op. A test holds this list against the shader files, the modules and the goldens.

@@ -30,10 +30,10 @@ fn coopLoad_Right_ARRAY(at: u32, stride: u32) -> Right { return Right(at * 4u, 1
 //:Sums
 fn coopLoadT_Sums_ARRAY(at: u32, stride: u32) -> Sums {
     var y: Sums;
-    for (var j = 0u; j < 8u; j++) { y.v[j] = ARRAY[at + member / 2u * stride + member % 2u * 8u + j]; }
+    for (var j = 0u; j < 8u; j++) { y.v[j] = ARRAY[at + member / 2u * stride + member % 2u * 2u + j / 4u][j % 4u]; }
     return y;
 }
 fn coopStoreT_ARRAY(sums: Sums, at: u32, stride: u32) {
     var s = sums;
-    for (var j = 0u; j < 8u; j++) { ARRAY[at + member / 2u * stride + member % 2u * 8u + j] = s.v[j]; }
+    for (var j = 0u; j < 8u; j++) { ARRAY[at + member / 2u * stride + member % 2u * 2u + j / 4u][j % 4u] = s.v[j]; }
 }
