@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use crate::base::DType;
 use crate::ops::convert;
-use crate::plan::{Step, Tape, Tensor, TensorInfo, TensorKind};
+use crate::plan::{Op, Step, Tape, Tensor, TensorInfo, TensorKind};
 
 /// How a device stores floats.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,8 +33,8 @@ pub fn stored_as_f16(mut tape: Tape) -> Tape {
     let mut converted = Converted::default();
     for mut step in std::mem::take(&mut tape.steps) {
         if step.op.name != convert::OP.name {
-            let wanted = if step.op.f16 { DType::F16 } else { DType::F32 };
             for at in 0..step.inputs.len() {
+                let wanted = if takes_half(step.op, at) { DType::F16 } else { DType::F32 };
                 step.inputs[at] = converted.of(&mut tape, step.inputs[at], wanted, &step.place);
             }
         }
@@ -48,18 +48,23 @@ pub fn stored_as_f16(mut tape: Tape) -> Tape {
     tape
 }
 
+/// Whether the op takes f16 as input `at`, or makes it where `at` is the number of inputs.
+fn takes_half(op: &Op, at: usize) -> bool {
+    op.f16 && !op.statistics.contains(&at)
+}
+
 /// Per tensor, whether f16 holds it: what a step that may makes, and what only such steps read.
 fn halves(tape: &Tape) -> Vec<bool> {
     let mut is_read = vec![false; tape.tensors.len()];
     let mut stays = vec![false; tape.tensors.len()];
     let mut is_made_half = vec![false; tape.tensors.len()];
     for step in &tape.steps {
-        for &input in &step.inputs {
+        for (at, &input) in step.inputs.iter().enumerate() {
             let owner = tape.owner(input).index();
             is_read[owner] = true;
-            stays[owner] |= !step.op.f16;
+            stays[owner] |= !takes_half(step.op, at);
         }
-        is_made_half[step.output.index()] = step.op.f16;
+        is_made_half[step.output.index()] = takes_half(step.op, step.inputs.len());
     }
     let own = |at: usize| match tape.tensors[at].kind {
         TensorKind::Activation => is_made_half[at],

@@ -137,6 +137,7 @@ pub static OP: Op = Op {
     bench,
     tolerance: Tolerance { relative: 4e-6, reason: "exp and tanh of WGSL may be wrong by a few ulp; erf by 1.5e-7 absolute" },
     f16: true,
+    statistics: &[],
     variants: &[Variant::per_element(&[ELEM, LINEAR_INDEX, NAN, EXPONENTIAL, SINCOS, SIGMOID, FUNCTIONS, include_str!("../../shaders/activation.wgsl")])],
 };
 

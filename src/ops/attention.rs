@@ -43,6 +43,7 @@ pub static OP: Op = Op {
     bench,
     tolerance: Tolerance { relative: 2e-5, reason: "exp of scores with f32 rounding (|score| up to 20), sums over the keys in another order" },
     f16: true,
+    statistics: &[],
     variants: &[
         Variant {
             name: "direct",

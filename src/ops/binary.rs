@@ -93,6 +93,7 @@ pub static OP: Op = Op {
     bench,
     tolerance: Tolerance { relative: 1e-6, reason: "sums and products are rounded once; WGSL's quotient may be wrong by 2.5 ulp, a^b by |b| ulp of log a" },
     f16: true,
+    statistics: &[],
     variants: &[
         Variant::per_element(&[ELEM, LINEAR_INDEX, NAN, EXPONENTIAL, OPERATORS, include_str!("../../shaders/binary.wgsl")]),
         // Of the family of `direct`: two shapes that are equal at batch 1 may broadcast at batch 2, and a row keeps its bits.

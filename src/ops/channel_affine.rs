@@ -28,6 +28,7 @@ pub static OP: Op = Op {
     bench,
     tolerance: Tolerance { relative: 4e-7, reason: "two roundings, the product's at most that of the largest term" },
     f16: true,
+    statistics: &[],
     variants: &[Variant::per_element(&[ELEM, LINEAR_INDEX, include_str!("../../shaders/channel_affine.wgsl")])],
 };
 

@@ -74,6 +74,7 @@ pub static OP: Op = Op {
     bench,
     tolerance: Tolerance { relative: 2e-5, reason: "f32 sums over KH KW I <= 9 * 320 terms in another order" },
     f16: true,
+    statistics: &[],
     variants: &[
         Variant::per_element(&[ELEM, LINEAR_INDEX, include_str!("../../shaders/conv2d.wgsl")]),
         Variant {

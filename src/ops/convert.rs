@@ -26,6 +26,7 @@ pub static OP: Op = Op {
     bench,
     tolerance: Tolerance { relative: 9.8e-4, reason: "one unit of f16: Vulkan lets a driver round towards zero" },
     f16: false,
+    statistics: &[],
     variants: &[
         Variant {
             accepts: |s| (s.input_types[0], s.output_type) == (DType::F32, DType::F16),

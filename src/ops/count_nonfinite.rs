@@ -25,6 +25,7 @@ pub static OP: Op = Op {
     bench,
     tolerance: Tolerance { relative: 0.0, reason: "counts" },
     f16: true,
+    statistics: &[],
     variants: &[Variant {
         name: "direct",
         family: "direct",

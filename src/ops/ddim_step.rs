@@ -120,6 +120,7 @@ pub static OP: Op = Op {
     bench,
     tolerance: Tolerance { relative: 1e-5, reason: "guidance by 7.5 and the quotients by a or b >= 0.2 enlarge about ten roundings and 2.5 ulp of a quotient" },
     f16: false,
+    statistics: &[],
     variants: &[Variant::per_element(&[ELEM, LINEAR_INDEX, DDIM, include_str!("../../shaders/ddim_step.wgsl")])],
 };
 

@@ -27,6 +27,7 @@ pub static OP: Op = Op {
     bench,
     tolerance: Tolerance { relative: 4e-7, reason: "WGSL's quotient may be wrong by 2.5 ulp" },
     f16: true,
+    statistics: &[],
     variants: &[Variant::per_element(&[ELEM, LINEAR_INDEX, include_str!("../../shaders/divide.wgsl")])],
 };
 

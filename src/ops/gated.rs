@@ -33,6 +33,7 @@ pub static OP: Op = Op {
     bench,
     tolerance: Tolerance { relative: 4e-6, reason: "the activation's own bound, and one product" },
     f16: true,
+    statistics: &[],
     variants: &[Variant::per_element(&[
         ELEM,
         LINEAR_INDEX,

@@ -32,6 +32,7 @@ pub static OP: Op = Op {
     bench,
     tolerance: Tolerance { relative: 1e-6, reason: "a quotient of 2.5 ulp in WGSL, a product and a sum" },
     f16: true,
+    statistics: &[],
     variants: &[Variant::per_element(&[ELEM, LINEAR_INDEX, include_str!("../../shaders/image_to_tensor.wgsl")])],
 };
 

@@ -29,6 +29,7 @@ pub static OP: Op = Op {
     bench,
     tolerance: Tolerance { relative: 2e-5, reason: "the mean is rounded to f32: with |mean| = 100 deviations its half ulp is 4e-6 deviations" },
     f16: true,
+    statistics: &[],
     variants: &[Variant {
         name: "direct",
         family: "direct",

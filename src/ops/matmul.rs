@@ -39,6 +39,7 @@ pub static OP: Op = Op {
     bench,
     tolerance: Tolerance { relative: 2e-5, reason: "f32 sums over K <= 2048 in another order: about sqrt(K) half-ulps of the partial sums" },
     f16: true,
+    statistics: &[],
     variants: &[
         Variant::per_element(&[ELEM, LINEAR_INDEX, include_str!("../../shaders/matmul.wgsl")]),
         Variant {

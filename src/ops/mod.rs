@@ -15,7 +15,9 @@ pub mod divide;
 pub mod embedding;
 pub mod gated;
 pub mod golden;
+pub mod group_moments;
 pub mod group_norm;
+pub mod group_norm_apply;
 pub mod image_to_tensor;
 pub mod layer_norm;
 pub mod matmul;
@@ -76,7 +78,9 @@ pub static ALL: &[&Op] = &[
     &divide::OP,
     &embedding::OP,
     &gated::OP,
+    &group_moments::OP,
     &group_norm::OP,
+    &group_norm_apply::OP,
     &image_to_tensor::OP,
     &layer_norm::OP,
     &matmul::OP,

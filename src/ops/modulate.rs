@@ -32,6 +32,7 @@ pub static OP: Op = Op {
     bench,
     tolerance: Tolerance { relative: 4e-6, reason: "three roundings; exp of WGSL may be wrong by a few ulp" },
     f16: true,
+    statistics: &[],
     variants: &[Variant::per_element(&[ELEM, LINEAR_INDEX, activation::SIGMOID, include_str!("../../shaders/modulate.wgsl")])],
 };
 

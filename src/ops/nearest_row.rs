@@ -32,6 +32,7 @@ pub static OP: Op = Op {
     // A copy of a row; distances that differ by less than an ulp are none of the cases'.
     tolerance: Tolerance::EXACT,
     f16: true,
+    statistics: &[],
     variants: &[Variant {
         name: "per_vector",
         family: "per_vector",

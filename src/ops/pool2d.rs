@@ -94,6 +94,7 @@ pub static OP: Op = Op {
     bench,
     tolerance: Tolerance { relative: 2e-5, reason: "f32 sums of up to 1e4 values one after the other, whose mean is 1/100 of their size" },
     f16: true,
+    statistics: &[],
     variants: &[
         Variant::per_element(&[ELEM, LINEAR_INDEX, include_str!("../../shaders/pool2d.wgsl")]),
         Variant {

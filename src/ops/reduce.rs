@@ -49,6 +49,7 @@ pub static OP: Op = Op {
     bench,
     tolerance: Tolerance { relative: 2e-6, reason: "f32 sums in blocks, of up to 3e5 terms; products of up to 65 factors, an ulp each" },
     f16: true,
+    statistics: &[],
     variants: &[
         Variant::per_element(&[ELEM, LINEAR_INDEX, NAN, REDUCTION, include_str!("../../shaders/reduce.wgsl")]),
         Variant {

@@ -44,6 +44,7 @@ pub static OP: Op = Op {
     bench,
     tolerance: Tolerance { relative: 2e-6, reason: "weights are quotients of whole numbers, which WGSL may round by 2.5 ulp; four products are added" },
     f16: true,
+    statistics: &[],
     variants: &[Variant::per_element(&[ELEM, LINEAR_INDEX, include_str!("../../shaders/resize_bilinear.wgsl")])],
 };
 

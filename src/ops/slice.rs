@@ -28,6 +28,7 @@ pub static OP: Op = Op {
     bench,
     tolerance: Tolerance::EXACT,
     f16: true,
+    statistics: &[],
     variants: &[Variant::per_element(&[ELEM, LINEAR_INDEX, include_str!("../../shaders/slice.wgsl")])],
 };
 

@@ -27,6 +27,7 @@ pub static OP: Op = Op {
     bench,
     tolerance: Tolerance { relative: 5e-6, reason: "exp(x) of WGSL may be wrong by 3 + 2|x| ulp; large |x - max| have small results" },
     f16: true,
+    statistics: &[],
     variants: &[Variant {
         name: "direct",
         family: "direct",

@@ -85,6 +85,7 @@ pub static OP: Op = Op {
     bench,
     tolerance: Tolerance { relative: 1e-5, reason: "guidance by 7.5 enlarges about ten roundings; the sum of up to eight products may cancel" },
     f16: false,
+    statistics: &[],
     variants: &[Variant::per_element(&[ELEM, LINEAR_INDEX, SOURCE])],
 };
 

@@ -32,6 +32,7 @@ pub static OP: Op = Op {
     bench,
     tolerance: Tolerance { relative: 8e-3, reason: "of the bytes, whose rms is at least 128: a value that rounding moves over a half is off by one level" },
     f16: true,
+    statistics: &[],
     variants: &[Variant::per_element(&[ELEM, LINEAR_INDEX, include_str!("../../shaders/tensor_to_image.wgsl")])],
 };
 

@@ -42,6 +42,7 @@ pub static OP: Op = Op {
     bench,
     tolerance: Tolerance { relative: 1e-5, reason: "x_0 as in ddim_step; the quantile itself is one of its values or between two" },
     f16: false,
+    statistics: &[],
     variants: &[Variant {
         name: "direct",
         family: "direct",

@@ -39,6 +39,7 @@ pub static OP: Op = Op {
                  with angles rounded to f32 on both sides",
     },
     f16: false,
+    statistics: &[],
     variants: &[Variant::per_element(&[ELEM, LINEAR_INDEX, SINCOS, include_str!("../../shaders/timestep_embedding.wgsl")])],
 };
 

@@ -268,6 +268,8 @@ pub struct Op {
     pub tolerance: Tolerance,
     /// Whether its floats may be stored as f16. Solvers and their coefficients stay f32: their steps add up.
     pub f16: bool,
+    /// What stays f32 where the others are f16: positions of inputs, and the number of inputs for the output.
+    pub statistics: &'static [usize],
     /// From readable to clever; the last that accepts the shapes is taken.
     pub variants: &'static [Variant],
 }

@@ -88,6 +88,44 @@ def group_norm():
         yield case, {"x": x, "weight": weight, "bias": bias}, F.silu(y) if silu else y
 
 
+def moments_of(x, groups, chunk):
+    """Mean and variance per (n, chunk of pixels, g): [N, P, 2 G]."""
+    n, c = x.shape[:2]
+    parts = x.double().reshape(n, groups, c // groups, -1).split(chunk, 3)
+    return torch.stack([torch.stack([part.mean((2, 3)), part.var((2, 3), unbiased=False)], -1) for part in parts], 1).flatten(2)
+
+
+def group_moments():
+    for case, shape, groups, chunk, shift in (
+        ("even", (2, 12, 6, 4), 4, 8, 0.0),
+        ("uneven", (1, 20, 5, 7), 2, 8, 0.5),
+        ("far_mean", (1, 8, 16, 16), 2, 64, 100.0),
+        ("odd_channels", (2, 9, 3, 3), 3, 4, 0.0),
+    ):
+        x = affine("group_moments", case, "x", shape, 1.0, shift)
+        yield case, {"x": x}, moments_of(x, groups, chunk)
+
+
+def group_norm_apply():
+    for case, shape, groups, chunk, silu in (
+        ("even", (2, 12, 6, 4), 4, 8, False),
+        ("uneven", (1, 20, 5, 7), 2, 8, True),
+        ("one_group", (2, 8, 3, 3), 1, 2, False),
+    ):
+        op, pixels = "group_norm_apply", shape[2] * shape[3]
+        x = normal((op, case, "x"), shape)
+        weight = affine(op, case, "weight", shape[1:2], 0.5, 1.0)
+        bias = affine(op, case, "bias", shape[1:2], 1.0)
+        moments = uniform((op, case, "moments"), (shape[0], -(-pixels // chunk), 2 * groups), 0.5, 2.0)
+        mean, variance = moments.double().unflatten(2, (groups, 2)).unbind(-1)
+        share = torch.tensor([min(chunk, pixels - at) / pixels for at in range(0, pixels, chunk)], dtype=torch.float64)[None, :, None]
+        whole = (share * mean).sum(1, keepdim=True)
+        spread = (share * (variance + (mean - whole) ** 2)).sum(1)
+        whole, spread = (v.repeat_interleave(shape[1] // groups, 1)[..., None, None] for v in (whole[:, 0], spread))
+        y = (x.double() - whole) / (spread + 1e-5).sqrt() * weight.double()[:, None, None] + bias.double()[:, None, None]
+        yield case, {"x": x, "weight": weight, "bias": bias, "moments": moments}, F.silu(y) if silu else y
+
+
 def conv2d():
     same = {"padding": (1, 1, 1, 1)}
     for case, x, weight, bias, geometry in (
@@ -579,7 +617,9 @@ OPS = (
     divide,
     embedding,
     gated,
+    group_moments,
     group_norm,
+    group_norm_apply,
     image_to_tensor,
     layer_norm,
     matmul,
