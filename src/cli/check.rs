@@ -68,7 +68,7 @@ pub(crate) fn run(common: &Common, args: &CheckArgs) -> Result<Outcome> {
     {
         common.say(format_args!("the proofs are not kept for other runs: {e}"));
     }
-    let failed = proofs.iter().filter(|p| !p.passed).count();
+    let failed = proofs.iter().filter(|p| p.is_failure()).count();
     let report = json!({
         "naevus_version": env!("CARGO_PKG_VERSION"),
         "device": device.describe(),
@@ -97,12 +97,16 @@ fn print_rows(common: &Common, op: &str, rows: &[Proof]) -> Result<()> {
     });
     for (variant, checked) in variants {
         let of_variant: Vec<_> = rows.iter().filter(|p| p.variant == variant && p.checked == checked).collect();
-        let passed = of_variant.iter().filter(|p| p.passed).count();
+        let passed = of_variant.iter().filter(|p| !p.is_failure()).count();
         let verdict = if passed == of_variant.len() { "ok    " } else { "FAILED" };
         let worst = of_variant.iter().map(|p| p.worst).fold(0.0, f64::max);
-        let mode = if checked { "" } else { ", without runtime checks" };
+        let mode = match of_variant.iter().filter(|p| p.keeps_checks()).count() {
+            _ if checked => String::new(),
+            0 => ", without runtime checks".to_string(),
+            other => format!(", keeps its runtime checks: {other} cases have other bits without them"),
+        };
         speech::print_line(&format!("{verdict} {op:<20} {variant:<8} {passed:>3} of {:<3} cases, max error {worst:.1e} of rms{mode}", of_variant.len()))?;
-        for proof in of_variant.iter().filter(|p| !p.passed || common.verbose) {
+        for proof in of_variant.iter().filter(|p| p.is_failure() || common.verbose) {
             speech::print_line(&format!("       {:<24} {}", proof.case, proof.what))?;
         }
     }
