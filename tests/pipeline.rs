@@ -88,7 +88,7 @@ fn replay(device: &Device, folder: &Path, io: &Path, word: &str) -> (f64, f64, f
         let rows = model.conditions().iter().find(|condition| condition.port == name).and_then(|condition| condition.rows.as_ref()).unwrap();
         let told = store.array(name).unwrap();
         assert_eq!(rows.dims(), told.dims(), "{name}");
-        conditioned = conditioned.max(relative_rms(&rows.array.data, &told.data));
+        conditioned = conditioned.max(relative_rms(&rows.array.values(), &told.data));
     }
     let scheduler = Scheduler::read(&model.index.scheduler_config).unwrap();
     let walk = Walk { steps: number("steps") as usize, eta: number("eta"), strength: number("strength") };

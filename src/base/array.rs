@@ -30,32 +30,8 @@ impl Array {
     /// The same values with the axes in another order: axis `i` of the result is axis `order[i]` of `self`.
     /// `order` is a permutation of the axes.
     pub fn permute(&self, order: &[usize]) -> Array {
-        let dims = self.dims();
-        assert_eq!(order.len(), dims.len(), "permute: one entry per axis");
-        let mut strides = vec![1usize; dims.len()];
-        for axis in (0..dims.len().saturating_sub(1)).rev() {
-            strides[axis] = strides[axis + 1] * dims[axis + 1];
-        }
-        let out_dims: Vec<usize> = order.iter().map(|&a| dims[a]).collect();
-        let out_strides: Vec<usize> = order.iter().map(|&a| strides[a]).collect();
-        // Rows of the result along its last axis; the odometer counts the axes before it.
-        let (row, row_stride) = (out_dims.last().copied().unwrap_or(1), out_strides.last().copied().unwrap_or(1));
-        let mut data = Vec::with_capacity(self.data.len());
-        let mut index = vec![0usize; dims.len().saturating_sub(1)];
-        let mut at = 0usize;
-        for _ in 0..self.data.len().checked_div(row).unwrap_or(0) {
-            data.extend((0..row).map(|i| self.data[at + i * row_stride]));
-            for axis in (0..index.len()).rev() {
-                index[axis] += 1;
-                at += out_strides[axis];
-                if index[axis] < out_dims[axis] {
-                    break;
-                }
-                at -= out_strides[axis] * out_dims[axis];
-                index[axis] = 0;
-            }
-        }
-        Array { shape: Shape::new(&out_dims), data }
+        let dims: Vec<usize> = order.iter().map(|&axis| self.dims()[axis]).collect();
+        Array { shape: Shape::new(&dims), data: permuted(self.dims(), &self.data, order) }
     }
 
     /// `[N, C, H, W]` (PyTorch) to `[N, H, W, C]` (ours); other ranks are returned as they are.
@@ -75,6 +51,35 @@ impl Array {
         dims[0] = to - from;
         Array { shape: Shape::new(&dims), data: self.data[from * per..to * per].to_vec() }
     }
+}
+
+/// Row-major `values` of the shape `dims` with the axes in another order: axis `i` of the result is axis `order[i]`.
+pub(crate) fn permuted<T: Copy>(dims: &[usize], values: &[T], order: &[usize]) -> Vec<T> {
+    assert_eq!(order.len(), dims.len(), "permute: one entry per axis");
+    let mut strides = vec![1usize; dims.len()];
+    for axis in (0..dims.len().saturating_sub(1)).rev() {
+        strides[axis] = strides[axis + 1] * dims[axis + 1];
+    }
+    let out_dims: Vec<usize> = order.iter().map(|&a| dims[a]).collect();
+    let out_strides: Vec<usize> = order.iter().map(|&a| strides[a]).collect();
+    // Rows of the result along its last axis; the odometer counts the axes before it.
+    let (row, row_stride) = (out_dims.last().copied().unwrap_or(1), out_strides.last().copied().unwrap_or(1));
+    let mut data = Vec::with_capacity(values.len());
+    let mut index = vec![0usize; dims.len().saturating_sub(1)];
+    let mut at = 0usize;
+    for _ in 0..values.len().checked_div(row).unwrap_or(0) {
+        data.extend((0..row).map(|i| values[at + i * row_stride]));
+        for axis in (0..index.len()).rev() {
+            index[axis] += 1;
+            at += out_strides[axis];
+            if index[axis] < out_dims[axis] {
+                break;
+            }
+            at -= out_strides[axis] * out_dims[axis];
+            index[axis] = 0;
+        }
+    }
+    data
 }
 
 /// sqrt(mean(x^2)) in f64.

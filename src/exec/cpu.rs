@@ -1,6 +1,8 @@
 //! The CPU executor: the plan's steps through the ops' twins, on rayon's threads.
 
-use crate::base::{Error, Kind, Result, Shape};
+use rayon::prelude::*;
+
+use crate::base::{Error, Kind, Result, Shape, Stored};
 use crate::plan::{Plan, Session, StepTimes, Storage, Tensor, TensorKind, Timer, TwinCall};
 
 /// A plan with its buffers in host memory.
@@ -9,7 +11,12 @@ pub struct CpuSession {
     slots: Vec<Vec<f32>>,
     /// Per tensor; empty for weights (read in place), for tensors that live in a slot and for reshaped ones.
     own: Vec<Vec<f32>>,
+    /// For a step's 16-bit weights as f32, one for each input. They stay between steps.
+    widened: Vec<Vec<f32>>,
 }
+
+/// Values of a 16-bit weight that one task widens.
+const TASK: usize = 1 << 16;
 
 impl CpuSession {
     /// Allocates the plan's buffers.
@@ -21,16 +28,24 @@ impl CpuSession {
             if plan.storage[i] == Storage::Own && !has_none { info.shape.numel() } else { 0 }
         };
         let own = (0..plan.storage.len()).map(|i| vec![0.0; own_len(i)]).collect();
-        CpuSession { plan, slots, own }
+        CpuSession { plan, slots, own, widened: Vec::new() }
     }
 
     fn values(&self, tensor: Tensor) -> &[f32] {
         let i = self.plan.tape.owner(tensor).index();
         let len = self.plan.tape.shape(tensor).numel();
         match (&self.plan.tape.tensors[i].kind, self.plan.storage[i]) {
-            (TensorKind::Weight(weight), _) => &weight.array.data,
+            (TensorKind::Weight(weight), _) => weight.array.as_f32().unwrap_or_default(),
             (_, Storage::Slot(slot)) => &self.slots[slot][..len],
             _ => &self.own[i],
+        }
+    }
+
+    /// The weight behind `tensor` where its values have 16 bits.
+    fn narrow(&self, tensor: Tensor) -> Option<&Stored> {
+        match &self.plan.tape.info(self.plan.tape.owner(tensor)).kind {
+            TensorKind::Weight(weight) if weight.array.as_f32().is_none() => Some(&weight.array),
+            _ => None,
         }
     }
 
@@ -42,12 +57,23 @@ impl CpuSession {
             _ => std::mem::take(&mut self.own[output.index()]),
         };
         let step = &self.plan.tape.steps[s];
-        let inputs: Vec<&[f32]> = step.inputs.iter().map(|&t| self.values(t)).collect();
+        let mut widened = std::mem::take(&mut self.widened);
+        for (at, weight) in step.inputs.iter().enumerate().filter_map(|(at, &t)| Some((at, self.narrow(t)?))) {
+            widened.resize_with(widened.len().max(at + 1), Vec::new);
+            let into = &mut widened[at];
+            if into.len() < weight.len() {
+                *into = vec![0.0; weight.len()];
+            }
+            into[..weight.len()].par_chunks_mut(TASK).enumerate().for_each(|(task, into)| weight.widen(task * TASK, into));
+        }
+        let input = |(at, &t): (usize, &Tensor)| self.narrow(t).map_or_else(|| self.values(t), |weight| &widened[at][..weight.len()]);
+        let inputs: Vec<&[f32]> = step.inputs.iter().enumerate().map(input).collect();
         let shapes: Vec<&Shape> = step.inputs.iter().map(|&t| self.plan.tape.shape(t)).collect();
         let output_shape = self.plan.tape.shape(output);
         let len = output_shape.numel();
         let mut call = TwinCall { params: &step.params, inputs: &inputs, shapes: &shapes, output: &mut buffer[..len], output_shape };
         (step.op.twin)(&mut call);
+        self.widened = widened;
         match place {
             Storage::Slot(slot) => self.slots[slot] = buffer,
             _ => self.own[output.index()] = buffer,
@@ -99,7 +125,7 @@ impl Session for CpuSession {
         if !self.plan.readable(tensor) {
             return Err(Error::new(Kind::Usage, self.plan.tape.info(tensor).place.clone(), "this tensor is not kept by the plan; tap it"));
         }
-        Ok(self.values(tensor).to_vec())
+        Ok(self.narrow(tensor).map_or_else(|| self.values(tensor).to_vec(), |weight| weight.values().into_owned()))
     }
 
     fn first_nonfinite(&mut self) -> Result<Option<String>> {

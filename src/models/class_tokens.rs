@@ -100,7 +100,7 @@ mod tests {
         let names = ["vasc".to_string(), "df".to_string()];
         let (_dir, path) = file(&[("df", &[2, 3], 2.0), ("null", &[2, 3], 0.0), ("vasc", &[2, 3], 1.0)]);
         let tokens = read(&path, &names).unwrap();
-        assert_eq!((tokens.dims(), tokens.array.data[0], tokens.array.data[6], tokens.array.data[12]), (&[3usize, 2, 3][..], 1.0, 2.0, 0.0));
+        assert_eq!((tokens.dims(), tokens.array.values()[0], tokens.array.values()[6], tokens.array.values()[12]), (&[3usize, 2, 3][..], 1.0, 2.0, 0.0));
         assert_eq!(class_names(&path).unwrap(), ["df", "vasc"]);
         let (_dir, path) = file(&[("class_tokens", &[3, 2, 4], 1.0)]);
         assert_eq!(read(&path, &names).unwrap().dims(), [3, 2, 4]);

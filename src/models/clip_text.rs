@@ -229,7 +229,7 @@ impl ClipText {
     /// Fails at other numbers and widths.
     pub fn set_tokens(&mut self, rows: &[(usize, &[f32])]) -> Result<()> {
         let width = self.config.hidden_size;
-        let mut values = self.token_embedding.array.data.clone();
+        let mut values = self.token_embedding.array.values().into_owned();
         for (id, row) in rows {
             if row.len() != width {
                 let fact = format!("an embedding of {} numbers, expected {width} as the text encoder has", row.len());

@@ -30,11 +30,12 @@ pub(super) fn read_affine(scope: &Scope, channels: usize, eps: f64) -> Affine {
     scope.dropping("num_batches_tracked");
     let [weight, bias] = ["weight", "bias"].map(|name| scope.weight(name, &[channels], Layout::Plain));
     let [mean, var] = ["running_mean", "running_var"].map(|name| scope.buffer(name, &[channels], Layout::Plain));
-    if let Some(at) = var.array.data.iter().position(|&v| v < 0.0) {
-        scope.fault(&format!("running_var is {} at channel {at}, expected 0 or more", var.array.data[at]));
+    let [gamma, beta, mean, var] = [&weight, &bias, &mean, &var].map(|weight| weight.array.values());
+    if let Some(at) = var.iter().position(|&v| v < 0.0) {
+        scope.fault(&format!("running_var is {} at channel {at}, expected 0 or more", var[at]));
     }
-    let scale: Vec<f64> = weight.array.data.iter().zip(&var.array.data).map(|(&g, &v)| f64::from(g) / (f64::from(v) + eps).sqrt()).collect();
-    let shift = bias.array.data.iter().zip(&mean.array.data).zip(&scale).map(|((&b, &m), s)| f64::from(b) - f64::from(m) * s).collect();
+    let scale: Vec<f64> = gamma.iter().zip(var.iter()).map(|(&g, &v)| f64::from(g) / (f64::from(v) + eps).sqrt()).collect();
+    let shift = beta.iter().zip(mean.iter()).zip(&scale).map(|((&b, &m), s)| f64::from(b) - f64::from(m) * s).collect();
     Affine { scale, shift, bias }
 }
 

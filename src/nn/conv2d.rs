@@ -90,12 +90,13 @@ impl Conv2d {
     pub fn batch_normed(self, norm: &Scope, eps: f64) -> Conv2d {
         let outputs = self.outputs();
         let affine = read_affine(norm, outputs, eps);
-        let mut weight = (*self.weight.array).clone();
+        let mut weight = self.weight.array.to_array();
         // The output channel is the last axis. Parameters that could not be loaded have no values: nothing to do then.
         for row in weight.data.chunks_exact_mut(outputs.max(1)) {
             row.iter_mut().zip(&affine.scale).for_each(|(w, g)| *w = (f64::from(*w) * g) as f32);
         }
-        let of_conv = |o: usize| self.bias.as_ref().and_then(|b| b.array.data.get(o)).map_or(0.0, |&b| f64::from(b));
+        let own = self.bias.as_ref().map(|b| b.array.values()).unwrap_or_default();
+        let of_conv = |o: usize| own.get(o).map_or(0.0, |&b| f64::from(b));
         let folded = |(o, (shift, scale)): (usize, (&f64, &f64))| (shift + of_conv(o) * scale) as f32;
         let data = affine.shift.iter().zip(&affine.scale).enumerate().map(folded).collect();
         let bias = Weight::new(&affine.bias.name, Array { shape: affine.bias.array.shape.clone(), data });
@@ -158,7 +159,7 @@ mod tests {
         for (o, (w, gamma, beta, mean, var)) in [(3.0f64, 0.5, 1.0, 4.0, 0.25), (-2.0, 2.0, -1.0, 0.25, 4.0)].into_iter().enumerate() {
             let x = 1.75f64;
             let want = (w * x - mean) / (var + 1e-5f64).sqrt() * gamma + beta;
-            let got = f64::from(conv.weight.array.data[o]) * x + f64::from(conv.bias.as_ref().unwrap().array.data[o]);
+            let got = f64::from(conv.weight.array.values()[o]) * x + f64::from(conv.bias.as_ref().unwrap().array.values()[o]);
             assert!((got - want).abs() < 1e-6, "{got} {want}");
         }
     }

@@ -63,7 +63,7 @@ impl TimestepProjection {
     /// Source: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations" (2021), appendix C.
     pub fn fourier(scope: &Scope, frequencies: usize, log: bool, flip_sin_to_cos: bool) -> TimestepProjection {
         let weight = scope.weight("weight", &[frequencies], Layout::Plain);
-        let data = weight.array.data.iter().map(|&w| (2.0 * PI * f64::from(w)) as f32).collect();
+        let data = weight.array.values().iter().map(|&w| (2.0 * PI * f64::from(w)) as f32).collect();
         let scaled = Weight::new(&weight.name, Array { shape: weight.array.shape.clone(), data });
         TimestepProjection { name: scope.name().to_string(), frequencies: scaled, sin_first: !flip_sin_to_cos, width: 2 * frequencies, log }
     }
@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn positional_frequencies_fall_from_one_to_a_period_of_ten_thousand() {
         let p = TimestepProjection::positional("time_proj", 8, true, 1.0).unwrap();
-        let f = &p.frequencies.array.data;
+        let f = &p.frequencies.array.values();
         assert_eq!((f.len(), f[0]), (4, 1.0));
         assert!((f[3] - 1e-4).abs() < 1e-10, "{f:?}");
         assert!(TimestepProjection::positional("time_proj", 2, true, 1.0).is_none());

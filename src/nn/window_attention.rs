@@ -57,7 +57,7 @@ impl WindowAttention {
         let qkv = scope.child("qkv");
         let qkv = if qkv.has("bias") { Linear::load(&qkv, width, 3 * inner) } else { Linear::without_bias(&qkv, width, 3 * inner) };
         let name = format!("{}.bias", table.name);
-        let bias = Weight::new(&name, if fits { relative_bias(&table.array, windows.size, heads) } else { Array::zeros(&[1, heads, 0, 0]) });
+        let bias = Weight::new(&name, if fits { relative_bias(&table.array.to_array(), windows.size, heads) } else { Array::zeros(&[1, heads, 0, 0]) });
         WindowAttention { name: scope.name().to_string(), qkv, bias, proj: Linear::load(&scope.child("proj"), inner, width), heads, windows }
     }
 

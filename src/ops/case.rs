@@ -73,7 +73,7 @@ pub fn run_tape(tape: &Tape, inputs: &[&[f32]], output: Tensor) -> Result<Vec<f3
                 Some(v) => return Err(Error::new(Kind::Shape, name, format!("{} values, expected {} for {}", v.len(), info.shape.numel(), info.shape))),
                 None => return Err(Error::new(Kind::Usage, name, "no value was given for this input")),
             },
-            TensorKind::Weight(weight) => Cow::Borrowed(weight.array.data.as_slice()),
+            TensorKind::Weight(weight) => weight.array.values(),
             TensorKind::Activation => Cow::Owned(vec![0.0; info.shape.numel()]),
             TensorKind::Reshaped(_) => Cow::Owned(Vec::new()),
         });

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::base::{Array, DType, Error, Kind, Result, Shape};
+use crate::base::{DType, Error, Kind, Result, Shape, Stored};
 use crate::plan::card::{Cost, Op, StepView};
 
 /// A handle of a tensor on one tape.
@@ -20,12 +20,13 @@ impl Tensor {
 pub struct Weight {
     /// Name in the checkpoint.
     pub name: Arc<str>,
-    pub array: Arc<Array>,
+    /// Its values, as wide as its file has them.
+    pub array: Arc<Stored>,
 }
 
 impl Weight {
-    pub fn new(name: &str, array: Array) -> Self {
-        Weight { name: name.into(), array: Arc::new(array) }
+    pub fn new(name: &str, values: impl Into<Stored>) -> Self {
+        Weight { name: name.into(), array: Arc::new(values.into()) }
     }
 
     pub fn dims(&self) -> &[usize] {

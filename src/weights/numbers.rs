@@ -65,6 +65,14 @@ pub(crate) fn floats(dtype: Dtype, elements: Elements) -> Option<Vec<f32>> {
     })
 }
 
+pub(crate) fn f16s(elements: Elements) -> Vec<f16> {
+    elements.each(f16::from_le_bytes)
+}
+
+pub(crate) fn bf16s(elements: Elements) -> Vec<bf16> {
+    elements.each(bf16::from_le_bytes)
+}
+
 /// Integers; None for other types and where a u64 is too large.
 pub(crate) fn integers(dtype: Dtype, elements: Elements) -> Option<Vec<i64>> {
     Some(match dtype {

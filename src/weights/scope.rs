@@ -7,7 +7,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use crate::base::error::edit_distance;
-use crate::base::{Array, Error, Kind, Result, Shape};
+use crate::base::{Array, Error, Halves, Kind, Result, Shape, Stored};
 use crate::plan::{Layout, Weight};
 use crate::weights::Store;
 use crate::weights::json::shorten;
@@ -48,6 +48,15 @@ pub struct Account {
     pub parameters: u64,
     /// Names in the file that the model does not need and says so.
     pub dropped: Vec<String>,
+}
+
+/// Values from which on 16-bit parameters stay 16-bit: below, their place is not worth widening them in every run.
+const LARGE: usize = 1 << 14;
+
+/// What was read of a parameter.
+enum Read {
+    Floats(Vec<f32>),
+    Halves(Halves),
 }
 
 impl Scope {
@@ -95,27 +104,29 @@ impl Scope {
     /// When it can't be had this is noted for [`Scope::finish`], and the result has the right shape but no values.
     pub fn weight(&self, name: &str, expected: &[usize], layout: Layout) -> Weight {
         let weight = self.buffer(name, expected, layout);
-        self.ledger.book.borrow_mut().parameters += weight.array.data.len() as u64;
+        self.ledger.book.borrow_mut().parameters += weight.array.len() as u64;
         weight
     }
 
     /// Like [`Scope::weight`] for what PyTorch calls a buffer: it is not counted as a parameter.
     pub fn buffer(&self, name: &str, expected: &[usize], layout: Layout) -> Weight {
         let full = self.full(name);
-        let array = self.values(&full, expected).map(|values| Array { shape: Shape::new(expected), data: values });
-        let array = match (array, layout.order()) {
-            (Some(array), Some(order)) => array.permute(order),
-            (Some(array), None) => array,
-            (None, order) => {
-                let dims: Vec<usize> = order.map_or(expected.to_vec(), |order| order.iter().map(|&axis| expected[axis]).collect());
-                Array { shape: Shape::new(&dims), data: Vec::new() }
+        let order = layout.order();
+        match self.values(&full, expected) {
+            Some(Read::Halves(halves)) => Weight::new(&full, Stored::halves(expected, halves, order)),
+            Some(Read::Floats(data)) => {
+                let array = Array { shape: Shape::new(expected), data };
+                Weight::new(&full, if let Some(order) = order { array.permute(order) } else { array })
             }
-        };
-        Weight::new(&full, array)
+            None => {
+                let dims: Vec<usize> = order.map_or(expected.to_vec(), |order| order.iter().map(|&axis| expected[axis]).collect());
+                Weight::new(&full, Array { shape: Shape::new(&dims), data: Vec::new() })
+            }
+        }
     }
 
     /// Values of `full` in the file's order; None and a note when they are not there or not as expected.
-    fn values(&self, full: &str, expected: &[usize]) -> Option<Vec<f32>> {
+    fn values(&self, full: &str, expected: &[usize]) -> Option<Read> {
         let store = &self.ledger.store;
         let Some(shape) = store.shape(full) else {
             self.ledger.book.borrow_mut().missing.insert(full.to_string());
@@ -130,6 +141,14 @@ impl Scope {
             self.note(format!("{} is {shape:?}, expected values", store.told(full)));
             return None;
         }
+        let halves = if expected.iter().product::<usize>() >= LARGE { store.halves(full) } else { None };
+        if let Some(halves) = halves {
+            if let Some((at, value)) = halves.first_nonfinite() {
+                self.note(format!("{} holds {value} at element {at}, expected finite values", store.told(full)));
+                return None;
+            }
+            return Some(Read::Halves(halves));
+        }
         let Some(values) = store.floats(full) else {
             let dtype = store.dtype(full).map_or(String::new(), |d| d.to_string());
             self.note(format!("{} has dtype {dtype}, expected F32, F16, BF16, F64, I8 or U8", store.told(full)));
@@ -139,7 +158,7 @@ impl Scope {
             self.note(format!("{} holds {} at element {at}, expected finite values", store.told(full), values[at]));
             return None;
         }
-        Some(values)
+        Some(Read::Floats(values))
     }
 
     /// Notes that the module can't be made, for [`Scope::finish`]: `fact` says what was found and expected.
@@ -234,7 +253,7 @@ mod tests {
     fn one_error_lists_everything() {
         let s = scope(&[("conv_in.weight", &[8, 4, 3, 3], 0.0), ("conv_out.wieght", &[1], 0.0), ("x_num_batches_tracked", &[1], 0.0), ("nan", &[2], f32::NAN)]);
         let w = s.weight("conv_in.weight", &[8, 9, 3, 3], Layout::ConvWeight);
-        assert_eq!((w.dims(), w.array.data.len()), (&[3usize, 3, 9, 8][..], 0));
+        assert_eq!((w.dims(), w.array.len()), (&[3usize, 3, 9, 8][..], 0));
         s.weight("conv_out.weight", &[1], Layout::Plain);
         s.weight("nan", &[2], Layout::Plain);
         s.child("norm").fault("3 groups do not divide 8 channels");

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use safetensors::tensor::Dtype;
 
-use crate::base::{Array, Error, Kind, Result};
+use crate::base::{Array, Error, Halves, Kind, Result};
 use crate::weights::folder;
 use crate::weights::header;
 use crate::weights::json::shorten;
@@ -198,6 +198,11 @@ impl Store {
     /// Values of the tensor `name` of floats or bytes; None for other types.
     pub(crate) fn floats(&self, name: &str) -> Option<Vec<f32>> {
         self.find(name).ok()?.floats()
+    }
+
+    /// Values of the tensor `name` where they have 16 bits and nothing is added to them.
+    pub(crate) fn halves(&self, name: &str) -> Option<Halves> {
+        self.find(name).ok()?.halves()
     }
 
     pub(crate) fn dtype(&self, name: &str) -> Option<Dtype> {

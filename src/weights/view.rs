@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use safetensors::tensor::Dtype;
 
+use crate::base::Halves;
 use crate::weights::low_rank::{self, LowRank};
 use crate::weights::mapped::Mapped;
 use crate::weights::numbers::{self, Elements, is_contiguous, row_major};
@@ -97,6 +98,16 @@ impl View {
             low_rank::add(delta, &mut values, &self.shape)?;
         }
         Some(values)
+    }
+
+    /// The values in row-major order where they have 16 bits and no low-rank change.
+    pub(crate) fn halves(&self) -> Option<Halves> {
+        match self.dtype {
+            _ if !self.deltas.is_empty() => None,
+            Dtype::F16 => self.read(|elements| Some(numbers::f16s(elements))).map(Halves::F16),
+            Dtype::BF16 => self.read(|elements| Some(numbers::bf16s(elements))).map(Halves::Bf16),
+            _ => None,
+        }
     }
 
     /// The values as integers; None for other types and where one does not fit.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
 
-use crate::base::{Array, DType, Error, Kind, Result};
+use crate::base::{DType, Error, Kind, Result, Stored};
 use crate::exec::gpu::adapter::{self, AdapterKind, AdapterSummary};
 use crate::exec::gpu::heap;
 use crate::exec::gpu::pipeline::{Kernel, KernelKey};
@@ -16,6 +16,9 @@ use crate::plan::{Limits, Machine, Weight};
 
 /// Bytes of weights that may wait for their copy to the device: the driver holds them a second time until then.
 const WAITING_BYTES: u64 = 256 << 20;
+
+/// Values of a 16-bit parameter that are f32 on their way to the device. Even, so that pieces begin at whole words.
+const WIDENED_AT_ONCE: usize = 1 << 20;
 
 /// A device; sessions share it.
 pub struct Gpu {
@@ -30,7 +33,7 @@ pub struct Gpu {
     pub(in crate::exec) settings: Settings,
     pub(in crate::exec) keeper: Option<Keeper>,
     pub(in crate::exec) kept: Mutex<Kept>,
-    weights: Mutex<HashMap<(usize, DType), (Weak<Array>, wgpu::Buffer)>>,
+    weights: Mutex<HashMap<(usize, DType), (Weak<Stored>, wgpu::Buffer)>>,
     waiting_bytes: Mutex<u64>,
     failure: Arc<Mutex<Option<String>>>,
 }
@@ -147,7 +150,7 @@ impl Gpu {
         }
         let bytes = weight.array.shape.bytes(dtype);
         let buffer = self.buffer(&weight.name, bytes)?;
-        self.write(&buffer, &weight.array.data, dtype);
+        self.write_weight(&buffer, &weight.array, dtype);
         weights.insert(key, (Arc::downgrade(&weight.array), buffer.clone()));
         self.copied(bytes)?;
         Ok(buffer)
@@ -158,6 +161,19 @@ impl Gpu {
         match dtype {
             DType::F16 => self.queue.write_buffer(buffer, 0, &to_bytes(values, dtype)),
             DType::F32 | DType::U32 => self.queue.write_buffer(buffer, 0, bytemuck::cast_slice(values)),
+        }
+    }
+
+    /// Writes a parameter: bit by bit where it is stored as it will be, else in pieces.
+    fn write_weight(&self, buffer: &wgpu::Buffer, values: &Stored, dtype: DType) {
+        if let Some(values) = values.as_f32() {
+            return self.write(buffer, values, dtype);
+        }
+        let mut piece = vec![0.0; WIDENED_AT_ONCE.min(values.len())];
+        for from in (0..values.len()).step_by(WIDENED_AT_ONCE) {
+            let piece = &mut piece[..WIDENED_AT_ONCE.min(values.len() - from)];
+            values.widen(from, piece);
+            self.queue.write_buffer(buffer, from as u64 * dtype.bytes(), &to_bytes(piece, dtype));
         }
     }
 
