@@ -142,6 +142,25 @@ impl KernelRun {
     }
 }
 
+impl Gpu {
+    /// Bytes read and written per second by the driver's copy of `bytes`, the best of many on the host's clock.
+    pub fn copy_bytes_per_s(&self, bytes: u64, budget: Duration) -> Result<f64> {
+        const COPIES: u64 = 8;
+        let (from, to) = (self.buffer("copy from", bytes)?, self.buffer("copy to", bytes)?);
+        let mut best = f64::INFINITY;
+        let start = Instant::now();
+        while best.is_infinite() || start.elapsed() < budget {
+            let mut encoder = self.device.create_command_encoder(&Default::default());
+            (0..COPIES).for_each(|_| encoder.copy_buffer_to_buffer(&from, 0, &to, 0, bytes));
+            let once = Instant::now();
+            self.queue.submit([encoder.finish()]);
+            self.wait()?;
+            best = best.min(once.elapsed().as_secs_f64());
+        }
+        Ok((2 * bytes * COPIES) as f64 / best)
+    }
+}
+
 /// The buffers that one step binds, each of its own; the output between guard bands.
 pub(super) struct StepBuffers {
     pub uniform: wgpu::Buffer,
