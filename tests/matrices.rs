@@ -103,7 +103,7 @@ fn broken_ones_are_found() {
     let mutants = [
         ("matmul", "matrices_128", "wide_tiles", "first_k += TILE_K", "first_k += 16u"),
         ("matmul", "matrices_160", "wide_tiles", "c9 = coopMultiplyAdd_emulated(l3, r9, c9);", ""),
-        ("matmul", "matrices_128", "wide_tiles", "if m >= p.m ||", "if"),
+        ("matmul", "matrices_128", "wide_tiles", "right[(k + 24u) * RIGHT_STRIDE + n4] = b3;", ""),
         ("conv2d", "matrices_160", "wide_tiles", "kw += 1u", "kw += 2u"),
         ("conv2d", "matrices_128", "wide", "iw >= p.in_w ||", ""),
         ("conv2d", "matrices_split", "split", "first_c += TILE_K", "first_c += 64u"),
