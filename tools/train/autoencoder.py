@@ -4,9 +4,12 @@ Loss: L1, L1 of the gradients at three scales, L1 of the spectrum, L1 of coarse 
 (so that latents change with the image as the image does, which the denoiser finds easier: EQ-VAE, Kouzelis et al. 2025).
 Classes are drawn in proportion to a power of their counts, and colours of a third of the draws are changed strongly, so that rare colours
 are learnt too. At the end mean and deviation of each latent channel go into `quant_conv` and `post_quant_conv`, so that the scaling factor is 1.
+With `--decoder-only 1` the encoder stays as it is, to the bit, and with it what latents mean: a denoiser that was trained on them needs no more training.
 """
 
 import copy
+import os
+import sys
 import time
 
 import torch
@@ -106,7 +109,9 @@ def save(run, train, held):
     model = make().to(session.device()).eval()
     state = run.averaged()
     model.load_state_dict(state)
-    state = {k: v.half().float() for k, v in normalise(state, model, train.images[:1024]).items()}
+    if not run.args.decoder_only:
+        state = normalise(state, model, train.images[:1024])
+    state = {k: v.half().float() for k, v in state.items()}
     model.load_state_dict(state)
     export.diffusers(run.args.work / "export" / "inpaint" / "vae", model, state)
     decoded = reconstruct(model, held.images)
@@ -123,16 +128,27 @@ def save(run, train, held):
 
 
 def main():
-    args = session.arguments(__doc__, batch=48, lr=1e-3, seed=1, power=0.4, kl=1e-4, colour=1.0, from_vae="")
+    args = session.arguments(__doc__, batch=48, lr=1e-3, seed=1, power=0.4, kl=1e-4, colour=1.0, from_vae="", decoder_only=0, graph=1)
     device = session.device()
     model = make().to(device)
     if args.from_vae:
         model.load_state_dict({k: v.float() for k, v in load_file(args.from_vae).items()})
+    if args.decoder_only:
+        model.encoder.requires_grad_(False)
+        model.quant_conv.requires_grad_(False)
     train, held = data.load(args.pack, device, args.limit)
-    if device.type == "cuda":
-        model.to(memory_format=faster_format(model, train.images, args.batch))
-    run = session.Run("autoencoder", args, model, half=True, weight_decay=1e-3, betas=(0.9, 0.99))
-    dtype = torch.bfloat16 if run.is_half else torch.float32
+    args.graph = args.graph and device.type == "cuda"
+    try:
+        if device.type == "cuda":
+            model.to(memory_format=faster_format(model, train.images, args))
+        run = session.Run("autoencoder", args, model, half=True, weight_decay=1e-3, betas=(0.9, 0.99))
+        loss = graphed(model, train.images, args)
+    except RuntimeError as e:
+        if not args.graph:
+            raise
+        # What a failed capture leaves behind is not to be trusted: from the start, without.
+        print(f"autoencoder: no graphs: {str(e)[:500]}", flush=True)
+        os.execv(sys.executable, [sys.executable, "-u", *sys.argv, "--graph", "0"])
     session.wait(args)
     while run.goes_on():
         x = train.images[data.draw(train, args.batch, args.power)].float() / 255
@@ -143,7 +159,7 @@ def main():
             x = data.recolour(data.vary(x, zoom=(0.9, 1.3)), 0.1, 0.1, 0.03)
         else:
             x = torch.rot90(x, torch.randint(4, ()).item(), (2, 3))
-        run.step(loss_of(model, x * 2 - 1, dtype, args.kl, args.colour))
+        run.step(loss(x * 2 - 1))
         if run.is_time_to_save():
             save(run, train, held)
             run.checkpoint()
@@ -152,21 +168,38 @@ def main():
     (args.work / "autoencoder.done").touch()
 
 
-def faster_format(model, images, batch):
+class Loss(torch.nn.Module):
+    """The loss as a module of the images in [-1, 1], so that it can become a graph."""
+
+    def __init__(self, model, args):
+        super().__init__()
+        self.model, self.args = model, args
+
+    def forward(self, x):
+        return loss_of(self.model, x, next(self.model.parameters()).dtype, self.args.kl, self.args.colour)
+
+
+def graphed(model, images, args):
+    """Loss and gradient as CUDA graphs: a step is a thousand small kernels, whose launches would take longer than they do."""
+    loss = Loss(model, args)
+    x = images[: args.batch].float() / 127.5 - 1
+    return torch.cuda.make_graphed_callables(loss, (x,), allow_unused_input=True) if args.graph else loss
+
+
+def faster_format(model, images, args):
     """The memory format in which a few steps take less time."""
     seconds, model = {}, copy.deepcopy(model).to(torch.bfloat16)
     for layout in [torch.contiguous_format, torch.channels_last]:
-        model.to(memory_format=layout)
-        x = images[:batch].float().to(memory_format=layout) / 127.5 - 1
-        for i in range(8):
+        loss = graphed(copy.deepcopy(model).to(memory_format=layout), images, args)
+        x = images[: args.batch].float() / 127.5 - 1
+        for i in range(13):
             if i == 3:
                 torch.cuda.synchronize()
                 since = time.time()
-            loss_of(model, x, next(model.parameters()).dtype).backward()
+            loss(x).backward()
         torch.cuda.synchronize()
         seconds[layout] = time.time() - since
-        model.zero_grad(set_to_none=True)
-    print(f"autoencoder: seconds of five steps by layout: {seconds}", flush=True)
+    print(f"autoencoder: seconds of ten steps by layout: {seconds}", flush=True)
     return min(seconds, key=seconds.get)
 
 

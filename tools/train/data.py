@@ -113,12 +113,10 @@ def recolour(x, brightness, contrast, channel):
     return (x * tint).clamp(0, 1)
 
 
-# Luminance, red against green, yellow against blue.
-OPPONENT = [[1 / 3, 1 / 3, 1 / 3], [0.5, -0.5, 0.0], [0.25, 0.25, -0.5]]
-
-
 def opponent(x):
-    return torch.einsum("oc,nchw->nohw", torch.tensor(OPPONENT, device=x.device, dtype=x.dtype), x)
+    """Luminance, red against green, yellow against blue: [N, 3, H, W]."""
+    r, g, b = x.unbind(1)
+    return torch.stack([(r + g + b) / 3, (r - g) / 2, (r + g) / 4 - b / 2], 1)
 
 
 def saturate(x, low, high):

@@ -41,7 +41,7 @@ def command(name, args, start):
     script = {"judge": "classifier"}.get(name, name)
     line = [sys.executable, "-u", str(HERE / f"{script}.py"), "--pack", args.pack, "--work", args.work, "--until", until]
     if name == "denoiser":
-        line += ["--seconds", 10**9, "--vae-by", first + (begin + 0.06) * span, "--compile-seconds", max(20, begin * span)]
+        line += ["--seconds", 10**9, "--vae-by", first + (begin + 0.06) * span, "--compile-seconds", 40 + begin * span]
     else:
         line += ["--seconds", (end - begin) * span, "--start-at", 0 if args.smoke else first + begin * span]
     if name == "judge":
