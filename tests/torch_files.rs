@@ -5,8 +5,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use naevus::base::array::relative_rms;
 use naevus::models::recognise;
-use naevus::weights::Store;
+use naevus::weights::{Store, write};
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/torch").join(name)
@@ -416,5 +417,36 @@ fn weights_made_by_others_are_recognised() {
         let names: Vec<&str> = model.components().into_iter().map(|c| c.name()).collect();
         assert_eq!((found.name().as_str(), names.as_slice()), (name, &[component][..]), "{file}");
         assert!(model.parameters().abs_diff(thousands * 1000) < 10_000, "{file}: {} parameters", model.parameters());
+    }
+}
+
+/// `naevus forward`, as a user calls it; tools/external_classifiers.py made the numbers with PyTorch in float64.
+#[test]
+fn published_cifar_resnets_are_pytorchs() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (external, golden) = (root.join("../shared/reference/external/cifar10_resnet"), root.join("tests/external/classifiers.safetensors"));
+    if !external.is_dir() {
+        println!("skipped: ../shared absent");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (inputs, out) = (dir.path().join("in.safetensors"), dir.path().join("out.safetensors"));
+    let told = Store::open(&golden).unwrap();
+    write(&inputs, [("pixel_values", &told.array("pixel_values").unwrap())]).unwrap();
+    for file in ["resnet20-12fca82f.th", "resnet56-4bfd9763.th"] {
+        let status = std::process::Command::new(env!("CARGO_BIN_EXE_naevus"))
+            .args(["--quiet", "--device", "cpu", "forward", "--component", "classifier", "--model"])
+            .arg(external.join(file))
+            .arg("--inputs")
+            .arg(&inputs)
+            .arg("--out")
+            .arg(&out)
+            .status()
+            .unwrap();
+        assert!(status.success(), "{file}: {status}");
+        let (ours, told) = (Store::open(&out).unwrap().array("logits").unwrap(), told.array(&format!("{file}/logits")).unwrap());
+        let error = relative_rms(&ours.data, &told.data);
+        println!("{file}: relative rms {error:.1e}");
+        assert!(ours.dims() == [4, 10] && ours.dims() == told.dims() && error <= 1e-5, "{file}: {error:e}");
     }
 }

@@ -141,6 +141,8 @@ def main():
     try:
         if device.type == "cuda":
             model.to(memory_format=faster_format(model, train.images, args))
+        else:
+            model.to(memory_format=torch.channels_last)
         run = session.Run("autoencoder", args, model, half=True, weight_decay=1e-3, betas=(0.9, 0.99))
         loss = graphed(model, train.images, args)
     except RuntimeError as e:
@@ -176,7 +178,8 @@ class Loss(torch.nn.Module):
         self.model, self.args = model, args
 
     def forward(self, x):
-        return loss_of(self.model, x, next(self.model.parameters()).dtype, self.args.kl, self.args.colour)
+        with torch.autocast("cpu", torch.bfloat16, enabled=x.device.type == "cpu"):
+            return loss_of(self.model, x, next(self.model.parameters()).dtype, self.args.kl, self.args.colour)
 
 
 def graphed(model, images, args):
