@@ -40,6 +40,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("png", &["driver"]),
     ("noto_sans_mono_bitmap", &["driver/canvas.rs"]),
     ("pollster", &["exec/gpu"]),
+    ("pulp", &["ops/lanes.rs"]),
     ("rand_chacha", &[]),
     ("rand_core", &[]),
     ("rayon", &[]),

@@ -56,6 +56,28 @@ fn every_twin_agrees_with_pytorch() {
     }
 }
 
+/// Law: threads divide the work of a twin and not its sums. A pool of five has more threads than some cases have tasks, where products are shared.
+#[test]
+fn twins_do_not_depend_on_the_threads() {
+    let mut compared = 0;
+    for op in ops::ALL {
+        for case in (op.cases)() {
+            let inputs = ops::case::generated_inputs(op, &case);
+            let with = |threads: usize| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+                pool.install(|| ops::case::run_twin(&case, &inputs)).expect("the twin runs").0
+            };
+            let bits = |array: &naevus::base::Array| array.data.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            let alone = bits(&with(1));
+            for threads in [2, 5] {
+                assert!(alone == bits(&with(threads)), "{} {}: {threads} threads give other bits than one", op.name, case.name);
+            }
+            compared += 1;
+        }
+    }
+    assert!(compared > 200, "only {compared} cases");
+}
+
 /// The value of the one step that `record` writes on `inputs`, by every variant on the device and by the twin.
 fn on_both(gpu: &Arc<Gpu>, inputs: &[&[f32]], record: impl Fn(&mut Tape, &[Tensor]) -> Result<Tensor>) -> (Vec<Vec<f32>>, Vec<f32>) {
     let mut tape = Tape::new();

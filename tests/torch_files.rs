@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use naevus::base::array::relative_rms;
 use naevus::models::recognise;
-use naevus::weights::{Store, write};
+use naevus::weights::{self, Store};
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/torch").join(name)
@@ -432,7 +432,7 @@ fn published_cifar_resnets_are_pytorchs() {
     let dir = tempfile::tempdir().unwrap();
     let (inputs, out) = (dir.path().join("in.safetensors"), dir.path().join("out.safetensors"));
     let told = Store::open(&golden).unwrap();
-    write(&inputs, [("pixel_values", &told.array("pixel_values").unwrap())]).unwrap();
+    weights::write(&inputs, [("pixel_values", &told.array("pixel_values").unwrap())]).unwrap();
     for file in ["resnet20-12fca82f.th", "resnet56-4bfd9763.th"] {
         let status = std::process::Command::new(env!("CARGO_BIN_EXE_naevus"))
             .args(["--quiet", "--device", "cpu", "forward", "--component", "classifier", "--model"])

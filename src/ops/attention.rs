@@ -8,7 +8,7 @@
 use rayon::prelude::*;
 
 use crate::base::{DType, Result, Tolerance};
-use crate::ops::activation::exp;
+use crate::ops::lanes::{self, exp};
 use crate::ops::matmul::Product;
 use crate::ops::{ELEM, ELEM_MATRICES, MATRICES, TILE_64, TILE_STORE};
 use crate::params;
@@ -157,8 +157,8 @@ impl Tape {
 }
 
 /// Queries and keys of one block of the twin.
-const QUERY_BLOCK: usize = 64;
-const KEY_BLOCK: usize = 256;
+const QUERY_BLOCK: usize = 128;
+const KEY_BLOCK: usize = 512;
 
 fn twin(call: &mut TwinCall) {
     let p: Params = call.params();
@@ -215,25 +215,41 @@ impl Scratch {
         for start in (0..keys).step_by(KEY_BLOCK) {
             let n = KEY_BLOCK.min(keys - start);
             let (k, v) = (&k[start * width..], &v[start * width..]);
-            Product { m, k: dim, n, a: q, lda: width, b: k, ldb: width, b_transposed: true, accumulate: false, scale }.run(&mut self.scores, KEY_BLOCK);
-            for row in 0..m {
-                let scores = &mut self.scores[row * KEY_BLOCK..][..n];
-                if let Some(bias) = bias {
-                    scores.iter_mut().zip(&bias[row * keys + start..]).for_each(|(score, bias)| *score += bias);
+            Product { m, k: dim, n, a: q, lda: width, b: k, ldb: width, b_transposed: true, accumulate: false, scale, shared: false }
+                .run(&mut self.scores, KEY_BLOCK);
+            if let Some(bias) = bias {
+                for (scores, bias) in self.scores.chunks_exact_mut(KEY_BLOCK).zip(bias.chunks(keys)).take(m) {
+                    scores[..n].iter_mut().zip(&bias[start..]).for_each(|(score, bias)| *score += bias);
                 }
-                let max = scores.iter().fold(self.max[row], |a, &b| if b > a || b.is_nan() { b } else { a });
-                let correction = (self.max[row] - max).exp();
-                self.max[row] = max;
-                let mut sum = 0.0;
-                for s in scores.iter_mut() {
-                    *s = exp(*s - max);
-                    sum += *s;
-                }
-                self.sum[row] = self.sum[row] * correction + sum;
-                self.acc[row * dim..(row + 1) * dim].iter_mut().for_each(|a| *a *= correction);
             }
+            lanes::wide(Exponentials { scratch: self, n, dim });
             let scores = &self.scores;
-            Product { m, k: n, n: dim, a: scores, lda: KEY_BLOCK, b: v, ldb: width, b_transposed: false, accumulate: true, scale: 1.0 }.run(&mut self.acc, dim);
+            Product { m, k: n, n: dim, a: scores, lda: KEY_BLOCK, b: v, ldb: width, b_transposed: false, accumulate: true, scale: 1.0, shared: false }
+                .run(&mut self.acc, dim);
+        }
+    }
+}
+
+/// Scores of `n` keys become their exponentials; what was added before is scaled down where a maximum rises.
+struct Exponentials<'a> {
+    scratch: &'a mut Scratch,
+    n: usize,
+    dim: usize,
+}
+
+impl lanes::Job for Exponentials<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Scratch { scores, max, sum, acc } = self.scratch;
+        let rows = scores.chunks_exact_mut(KEY_BLOCK).zip(max).zip(sum).zip(acc.chunks_exact_mut(self.dim));
+        for (((scores, max), sum), acc) in rows {
+            let scores = &mut scores[..self.n];
+            let before = std::mem::replace(max, lanes::max(scores, *max));
+            let correction = exp(before - *max);
+            *sum = *sum * correction + lanes::exp_sum(scores, *max);
+            acc.iter_mut().for_each(|a| *a *= correction);
         }
     }
 }

@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 
 use crate::base::{DType, Result, Tolerance};
-use crate::ops::matmul::{Product, column_lanes, fills_the_device, rows_per_task};
+use crate::ops::matmul::{PANEL_BYTES, Product, column_lanes, fills_the_device, is_shared, rows_per_task};
 use crate::ops::{ELEM, ELEM_MATRICES, LINEAR_INDEX, MATRICES, MATRICES_128, MATRICES_160, MATRICES_SPLIT, MATRICES_STAGE, TILE_64, TILE_128, TILE_STORE};
 use crate::params;
 use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Machine, Op, StepView, Tape, Tensor, TwinCall, Variant};
@@ -229,7 +229,7 @@ impl Tape {
     }
 }
 
-/// Column panels (im2col) of a few output pixels at a time, each multiplied by the whole weight.
+/// Column panels (im2col) of a few output pixels and a part of the depth at a time, each multiplied by those rows of the weight.
 fn twin(call: &mut TwinCall) {
     let p: Params = call.params();
     let [x, weight, bias] = *call.inputs else { return };
@@ -239,52 +239,63 @@ fn twin(call: &mut TwinCall) {
     let pixels = (p.out_h * p.out_w) as usize;
     let pointwise = p.kernel_h * p.kernel_w * p.stride_h * p.stride_w == 1 && p.out_h == p.in_h && p.out_w == p.in_w;
     let rows = rows_per_task(pixels, depth);
+    let part = if pointwise { depth } else { (PANEL_BYTES / 4 / rows).clamp(1, depth.max(1)) };
     let mut tasks: Vec<&mut [f32]> = Vec::new();
     for item in call.output.chunks_mut((pixels * out_c).max(1)) {
         tasks.extend(item.chunks_mut((rows * out_c).max(1)));
     }
     let per_item = pixels.div_ceil(rows);
+    let shared = is_shared(tasks.len());
     tasks.into_par_iter().enumerate().for_each_init(Vec::new, |columns: &mut Vec<f32>, (task, y)| {
         let first = task / per_item * pixels + task % per_item * rows;
         let m = y.len() / out_c;
-        let accumulate = p.has_bias != 0;
-        if accumulate {
+        if p.has_bias != 0 {
             y.chunks_exact_mut(out_c).for_each(|row| row.copy_from_slice(bias));
         }
         for g in 0..groups {
-            let (a, lda) = if pointwise {
-                (&x[first * in_c + g * ic..], in_c)
-            } else {
-                columns.resize(rows * depth, 0.0);
-                gather_columns(&p, x, first, m, g, columns);
-                (&columns[..], depth)
-            };
-            Product { m, k: depth, n: oc, a, lda, b: &weight[g * oc..], ldb: out_c, b_transposed: false, accumulate, scale: 1.0 }.run(&mut y[g * oc..], out_c);
+            for from in (0..depth).step_by(part) {
+                let k = part.min(depth - from);
+                let (a, lda) = if pointwise {
+                    (&x[first * in_c + g * ic..], in_c)
+                } else {
+                    columns.resize(rows * part, 0.0);
+                    gather_columns(&p, x, first, g, from, k, &mut columns[..m * k]);
+                    (&columns[..], k)
+                };
+                let b = &weight[from * out_c + g * oc..];
+                let accumulate = p.has_bias != 0 || from > 0;
+                Product { m, k, n: oc, a, lda, b, ldb: out_c, b_transposed: false, accumulate, scale: 1.0, shared }.run(&mut y[g * oc..], out_c);
+            }
         }
     });
 }
 
-/// Writes the receptive fields of `m` output pixels from `first` on, one row `[KH, KW, I/G]` each, zero outside x.
-fn gather_columns(p: &Params, x: &[f32], first: usize, m: usize, g: usize, columns: &mut [f32]) {
-    let ic = (p.in_c / p.groups) as usize;
-    let depth = (p.kernel_h * p.kernel_w) as usize * ic;
+/// Writes `depth` values from `from` on of the receptive fields `[KH, KW, I/G]` of output pixels from `first` on, a row for each pixel; zero outside x.
+fn gather_columns(p: &Params, x: &[f32], first: usize, g: usize, from: usize, depth: usize, columns: &mut [f32]) {
+    let (ic, kernel_w) = ((p.in_c / p.groups) as usize, p.kernel_w as usize);
     let (out_h, out_w, in_w, in_c) = (p.out_h as usize, p.out_w as usize, p.in_w as usize, p.in_c as usize);
-    for (row, columns) in columns.chunks_exact_mut(depth).take(m).enumerate() {
+    for (row, columns) in columns.chunks_exact_mut(depth).enumerate() {
         let pixel = first + row;
         let (ow, oh, n) = (pixel % out_w, pixel / out_w % out_h, pixel / out_w / out_h);
         let image = &x[n * p.in_h as usize * in_w * in_c..];
-        for kh in 0..p.kernel_h as usize {
+        let mut c = from % ic;
+        let (mut kh, mut kw) = (from / ic / kernel_w, from / ic % kernel_w);
+        let mut at = 0;
+        while at < depth {
+            let cell = &mut columns[at..(at + ic - c).min(depth)];
             let ih = (oh * p.stride_h as usize + kh * p.dilation_h as usize).wrapping_sub(p.pad_top as usize);
-            for kw in 0..p.kernel_w as usize {
-                let iw = (ow * p.stride_w as usize + kw * p.dilation_w as usize).wrapping_sub(p.pad_left as usize);
-                let at = (kh * p.kernel_w as usize + kw) * ic;
-                let cell = &mut columns[at..at + ic];
-                if ih < p.in_h as usize && iw < in_w {
-                    let from = (ih * in_w + iw) * in_c + g * ic;
-                    cell.copy_from_slice(&image[from..from + ic]);
-                } else {
-                    cell.fill(0.0);
-                }
+            let iw = (ow * p.stride_w as usize + kw * p.dilation_w as usize).wrapping_sub(p.pad_left as usize);
+            if ih < p.in_h as usize && iw < in_w {
+                let start = (ih * in_w + iw) * in_c + g * ic + c;
+                cell.copy_from_slice(&image[start..start + cell.len()]);
+            } else {
+                cell.fill(0.0);
+            }
+            at += ic - c;
+            c = 0;
+            kw += 1;
+            if kw == kernel_w {
+                (kh, kw) = (kh + 1, 0);
             }
         }
     }

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use crate::base::{DType, Result, Tolerance};
 use crate::ops::activation::{self, Function};
+use crate::ops::lanes;
 use crate::ops::timestep_embedding::SINCOS;
 use crate::ops::{ELEM, EXPONENTIAL, LINEAR_INDEX, NAN};
 use crate::params;
@@ -68,7 +69,8 @@ fn twin(call: &mut TwinCall) {
     let channels = (p.channels as usize).max(1);
     call.output.par_chunks_mut(channels).zip(call.inputs[0].par_chunks(2 * channels)).for_each(|(y, x)| {
         let (x, gate) = x.split_at(channels);
-        y.iter_mut().zip(x.iter().zip(gate)).for_each(|(y, (&x, &gate))| *y = x * activation::apply(&function, gate));
+        activation::apply_all(&function, y, gate);
+        lanes::zip(y, x, |gate, x| x * gate);
     });
 }
 

@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 
 use crate::base::{DType, Result, Tolerance};
-use crate::ops::group_norm_apply::chunk_of;
+use crate::ops::group_norm_apply::{chunk_of, normalise};
 use crate::ops::{ELEM, TREE_F32, activation};
 use crate::params;
 use crate::plan::card::grid_1d;
@@ -110,14 +110,7 @@ fn twin(call: &mut TwinCall) {
         let inv = squares.iter().flat_map(|s| vec![1.0 / ((s / count) as f32 + p.eps).sqrt(); width]);
         let scale: Vec<f32> = inv.zip(weight).map(|(inv, w)| inv * w).collect();
         y.par_chunks_mut(ROWS * channels).zip(x.par_chunks(ROWS * channels)).for_each(|(y, x)| {
-            for (y, x) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
-                for c in 0..channels {
-                    y[c] = (x[c] - mean[c]) * scale[c] + bias[c];
-                }
-                if p.silu != 0 {
-                    y.iter_mut().for_each(|v| *v = activation::silu(*v));
-                }
-            }
+            normalise(y, x, [&mean, &scale, bias], p.silu != 0);
         });
     });
 }

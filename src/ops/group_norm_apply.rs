@@ -7,7 +7,7 @@
 use rayon::prelude::*;
 
 use crate::base::{DType, Result, Tolerance};
-use crate::ops::{ELEM, activation};
+use crate::ops::{ELEM, activation, lanes};
 use crate::params;
 use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Machine, Op, StepView, Tape, Tensor, TwinCall, Variant};
 
@@ -112,16 +112,21 @@ fn twin(call: &mut TwinCall) {
             scale.extend(weight[g * width..(g + 1) * width].iter().map(|w| inv * w));
         }
         y.par_chunks_mut(ROWS * channels).zip(x.par_chunks(ROWS * channels)).for_each(|(y, x)| {
-            for (y, x) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
-                for c in 0..channels {
-                    y[c] = (x[c] - mean[c]) * scale[c] + bias[c];
-                }
-                if p.silu != 0 {
-                    y.iter_mut().for_each(|v| *v = activation::silu(*v));
-                }
-            }
+            normalise(y, x, [&mean, &scale, bias], p.silu != 0);
         });
     });
+}
+
+/// y = act((x - mean) scale + bias) for rows of channels; the three have a value for each channel.
+pub(crate) fn normalise(y: &mut [f32], x: &[f32], [mean, scale, bias]: [&[f32]; 3], with_silu: bool) {
+    for (y, x) in y.chunks_exact_mut(mean.len()).zip(x.chunks_exact(mean.len())) {
+        for c in 0..mean.len() {
+            y[c] = (x[c] - mean[c]) * scale[c] + bias[c];
+        }
+        if with_silu {
+            lanes::update(y, activation::silu);
+        }
+    }
 }
 
 fn cost(s: &StepView) -> Cost {

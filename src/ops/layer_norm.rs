@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 
 use crate::base::{DType, Result, Tolerance};
-use crate::ops::{ELEM, TREE_F32};
+use crate::ops::{ELEM, TREE_F32, lanes};
 use crate::params;
 use crate::plan::card::grid_1d;
 use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Machine, Op, StepView, Tape, Tensor, TwinCall, Variant};
@@ -65,8 +65,8 @@ fn twin(call: &mut TwinCall) {
     let channels = p.channels as usize;
     let [x, weight, bias] = *call.inputs else { return };
     call.output.par_chunks_mut(channels).zip(x.par_chunks(channels)).for_each(|(y, x)| {
-        let mean = (x.iter().map(|&v| f64::from(v)).sum::<f64>() / channels as f64) as f32;
-        let square: f64 = x.iter().map(|&v| f64::from(v - mean).powi(2)).sum();
+        let mean = (lanes::sum(x, f64::from) / channels as f64) as f32;
+        let square = lanes::sum(x, |v| f64::from(v - mean).powi(2));
         let inv = 1.0 / ((square / channels as f64) as f32 + p.eps).sqrt();
         for c in 0..channels {
             y[c] = (x[c] - mean) * inv * weight[c] + bias[c];

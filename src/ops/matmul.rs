@@ -202,7 +202,8 @@ impl Tape {
 }
 
 /// One dense row-major product on the CPU: `c[m, n] (+)= a[m, k] b[k, n]` with row strides `lda`, `ldb`, `ldc`.
-/// `b_transposed` reads `b` as `[n, k]`. Single-threaded: callers split the rows.
+/// `b_transposed` reads `b` as `[n, k]`. Callers split the rows; where that leaves threads without work, a product may be `shared` among
+/// them, with the same result to the bit.
 pub(crate) struct Product<'a> {
     pub m: usize,
     pub k: usize,
@@ -214,6 +215,7 @@ pub(crate) struct Product<'a> {
     pub b_transposed: bool,
     pub accumulate: bool,
     pub scale: f32,
+    pub shared: bool,
 }
 
 impl Product<'_> {
@@ -248,7 +250,7 @@ impl Product<'_> {
                 false,
                 false,
                 false,
-                gemm::Parallelism::None,
+                if self.shared { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None },
             );
         }
     }
@@ -256,19 +258,28 @@ impl Product<'_> {
 
 /// Rows of one product, from the rows and the depth of an item: not from the batch or the threads, because the product's
 /// order of summation depends on its size, and a row of a batch must equal that row alone.
+///
+/// Each task reads the whole right side, so rows are not few where that is large: with 16 instead of 64 rows of Stable Diffusion's deepest
+/// convolutions a task waits for memory half of its time.
 pub(crate) fn rows_per_task(rows_of_item: usize, depth: usize) -> usize {
-    let most = (PANEL_BYTES / (depth * 4).max(1)).clamp(16, 1024) / 8 * 8;
-    rows_of_item.div_ceil(4).next_multiple_of(8).clamp(64.min(most), most)
+    let most = (PANEL_BYTES / (depth * 4).max(1)).clamp(256, 1024) / 8 * 8;
+    rows_of_item.div_ceil(8).next_multiple_of(8).clamp(64, most)
 }
 
-/// Bytes of a task's left side: a quarter of a usual second-level cache.
-const PANEL_BYTES: usize = 512 << 10;
+/// Bytes of a task's left side: a quarter to a half of a usual second-level cache.
+pub(crate) const PANEL_BYTES: usize = 512 << 10;
+
+/// Whether so few tasks leave threads without work.
+pub(crate) fn is_shared(tasks: usize) -> bool {
+    tasks < rayon::current_num_threads()
+}
 
 fn twin(call: &mut TwinCall) {
     let p: Params = call.params();
     let (m, k, n) = (p.m as usize, p.k as usize, p.n as usize);
     let [a, w, bias] = *call.inputs else { return };
     let rows = rows_per_task(m, k);
+    let shared = is_shared(p.batch as usize * m.div_ceil(rows));
     call.output.par_chunks_mut((m * n).max(1)).enumerate().for_each(|(b, y)| {
         let w = if p.batched != 0 { &w[b * k * n..(b + 1) * k * n] } else { w };
         let a = &a[b * m * k..(b + 1) * m * k];
@@ -279,7 +290,7 @@ fn twin(call: &mut TwinCall) {
                 y.chunks_exact_mut(n).for_each(|row| row.copy_from_slice(bias));
             }
             let a = &a[task * rows * k..];
-            Product { m, k, n, a, lda: k, b: w, ldb: n, b_transposed: false, accumulate, scale: 1.0 }.run(y, n);
+            Product { m, k, n, a, lda: k, b: w, ldb: n, b_transposed: false, accumulate, scale: 1.0, shared }.run(y, n);
         });
     });
 }

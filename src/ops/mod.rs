@@ -19,6 +19,7 @@ pub mod group_moments;
 pub mod group_norm;
 pub mod group_norm_apply;
 pub mod image_to_tensor;
+pub(crate) mod lanes;
 pub mod layer_norm;
 pub mod matmul;
 pub mod modulate;

@@ -7,7 +7,7 @@
 use rayon::prelude::*;
 
 use crate::base::{DType, Result, Tolerance};
-use crate::ops::{ELEM, LINEAR_INDEX, activation};
+use crate::ops::{ELEM, LINEAR_INDEX, activation, lanes};
 use crate::params;
 use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Op, StepView, Tape, Tensor, TwinCall, Variant};
 
@@ -82,7 +82,10 @@ fn twin(call: &mut TwinCall) {
             } else {
                 x[c] + v[n * channels + c]
             };
-            y[c] = if p.silu != 0 { activation::silu(value) } else { value };
+            y[c] = value;
+        }
+        if p.silu != 0 {
+            lanes::update(y, activation::silu);
         }
     });
 }

@@ -5,7 +5,7 @@
 use rayon::prelude::*;
 
 use crate::base::{DType, Result, Tolerance};
-use crate::ops::{ELEM, TREE_F32};
+use crate::ops::{ELEM, TREE_F32, lanes};
 use crate::params;
 use crate::plan::card::grid_1d;
 use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Machine, Op, StepView, Tape, Tensor, TwinCall, Variant};
@@ -58,11 +58,22 @@ fn twin(call: &mut TwinCall) {
     let channels = p.channels as usize;
     let x = call.inputs[0];
     call.output.par_chunks_mut(channels).zip(x.par_chunks(channels)).for_each(|(y, x)| {
-        let max = x.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a || b.is_nan() { b } else { a });
-        y.iter_mut().zip(x).for_each(|(y, &x)| *y = (x - max).exp());
-        let sum = y.iter().map(|&v| f64::from(v)).sum::<f64>() as f32;
-        y.iter_mut().for_each(|y| *y /= sum);
+        y.copy_from_slice(x);
+        lanes::wide(Row(y));
     });
+}
+
+struct Row<'a>(&'a mut [f32]);
+
+impl lanes::Job for Row<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let max = lanes::max(self.0, f32::NEG_INFINITY);
+        let sum = lanes::exp_sum(self.0, max);
+        self.0.iter_mut().for_each(|y| *y /= sum);
+    }
 }
 
 fn cost(s: &StepView) -> Cost {
