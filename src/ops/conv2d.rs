@@ -7,8 +7,11 @@ use rayon::prelude::*;
 
 use crate::base::{DType, Result, Tolerance};
 use crate::ops::matmul::{PANEL_BYTES, Product, column_lanes, fills_the_device, is_shared, rows_per_task};
-use crate::ops::{ELEM, ELEM_MATRICES, LINEAR_INDEX, MATRICES, MATRICES_128, MATRICES_160, MATRICES_SPLIT, MATRICES_STAGE, TILE_64, TILE_128, TILE_STORE};
+use crate::ops::{
+    ELEM, ELEM_MATRICES, LINEAR_INDEX, MATRICES, MATRICES_128, MATRICES_160, MATRICES_SPLIT, MATRICES_STAGE, TILE_64, TILE_128, TILE_STORE, lanes,
+};
 use crate::params;
+use crate::plan::card::grid_1d;
 use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Machine, Op, StepView, Tape, Tensor, TwinCall, Variant};
 
 params! {
@@ -63,6 +66,8 @@ impl Conv2d {
 
 /// Output pixels of an invocation's tile in the `tiled` variant.
 const TILE_PIXELS: u32 = 8;
+/// And of one in the `depthwise` variant.
+const DEPTHWISE_PIXELS: u32 = 4;
 
 pub static OP: Op = Op {
     name: "conv2d",
@@ -77,6 +82,23 @@ pub static OP: Op = Op {
     statistics: &[],
     variants: &[
         Variant::per_element(&[ELEM, LINEAR_INDEX, include_str!("../../shaders/conv2d.wgsl")]),
+        Variant {
+            name: "depthwise",
+            family: "depthwise",
+            source: &[ELEM, LINEAR_INDEX, include_str!("../../shaders/conv2d_depthwise.wgsl")],
+            workgroup: 64,
+            meant_for: Machine::Any,
+            constants: |_| vec![],
+            accepts: |s| {
+                let p: Params = s.params();
+                is_depthwise(&p) && p.out_c.is_multiple_of(4)
+            },
+            grid: |s| {
+                let p: Params = s.params();
+                let tiles = [p.batch, p.out_h, p.out_w.div_ceil(DEPTHWISE_PIXELS), p.out_c / 4].into_iter().map(|v| v as usize).product();
+                grid_1d(tiles, 64)
+            },
+        },
         Variant {
             name: "tiled",
             family: "tiled",
@@ -160,6 +182,10 @@ pub static OP: Op = Op {
 const BY_MATRICES: &str = include_str!("../../shaders/conv2d_matrices.wgsl");
 const SHARED: &str = include_str!("../../shaders/conv2d_shared.wgsl");
 
+fn is_depthwise(p: &Params) -> bool {
+    p.groups > 1 && p.groups == p.in_c && p.groups == p.out_c
+}
+
 /// Both tile sizes add along K in the same order, so the size may depend on the batch: a pixel's bits do not.
 fn accepts_shared(s: &StepView) -> bool {
     let p: Params = s.params();
@@ -229,9 +255,68 @@ impl Tape {
     }
 }
 
-/// Column panels (im2col) of a few output pixels and a part of the depth at a time, each multiplied by those rows of the weight.
 fn twin(call: &mut TwinCall) {
     let p: Params = call.params();
+    if is_depthwise(&p) {
+        return depthwise(call, &p);
+    }
+    by_columns(call, &p);
+}
+
+/// An output row at a time, in loops along the channels.
+fn depthwise(call: &mut TwinCall, p: &Params) {
+    let [x, weight, bias] = *call.inputs else { return };
+    let (channels, out_w, out_h) = (p.out_c as usize, p.out_w as usize, p.out_h as usize);
+    call.output.par_chunks_mut((out_w * channels).max(1)).enumerate().for_each(|(row, y)| {
+        let (n, oh) = (row / out_h, row % out_h);
+        lanes::wide(DepthwiseRow { p, y, x: &x[n * (p.in_h * p.in_w) as usize * channels..], weight, bias, oh });
+    });
+}
+
+struct DepthwiseRow<'a> {
+    p: &'a Params,
+    y: &'a mut [f32],
+    /// From the item on.
+    x: &'a [f32],
+    weight: &'a [f32],
+    bias: &'a [f32],
+    oh: usize,
+}
+
+impl lanes::Job for DepthwiseRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let p = self.p;
+        let (channels, in_w) = (p.out_c as usize, p.in_w as usize);
+        for (ow, y) in self.y.chunks_exact_mut(channels).enumerate() {
+            if p.has_bias != 0 {
+                y.copy_from_slice(self.bias);
+            } else {
+                y.fill(0.0);
+            }
+            for kh in 0..p.kernel_h as usize {
+                let ih = (self.oh * p.stride_h as usize + kh * p.dilation_h as usize).wrapping_sub(p.pad_top as usize);
+                if ih >= p.in_h as usize {
+                    continue;
+                }
+                for kw in 0..p.kernel_w as usize {
+                    let iw = (ow * p.stride_w as usize + kw * p.dilation_w as usize).wrapping_sub(p.pad_left as usize);
+                    if iw >= in_w {
+                        continue;
+                    }
+                    let x = &self.x[(ih * in_w + iw) * channels..][..channels];
+                    let w = &self.weight[(kh * p.kernel_w as usize + kw) * channels..][..channels];
+                    y.iter_mut().zip(x.iter().zip(w)).for_each(|(y, (x, w))| *y += x * w);
+                }
+            }
+        }
+    }
+}
+
+/// Column panels (im2col) of a few output pixels and a part of the depth at a time, each multiplied by those rows of the weight.
+fn by_columns(call: &mut TwinCall, p: &Params) {
     let [x, weight, bias] = *call.inputs else { return };
     let (in_c, out_c, groups) = (p.in_c as usize, p.out_c as usize, p.groups as usize);
     let (ic, oc) = (in_c / groups, out_c / groups);
@@ -259,7 +344,7 @@ fn twin(call: &mut TwinCall) {
                     (&x[first * in_c + g * ic..], in_c)
                 } else {
                     columns.resize(rows * part, 0.0);
-                    gather_columns(&p, x, first, g, from, k, &mut columns[..m * k]);
+                    gather_columns(p, x, first, g, from, k, &mut columns[..m * k]);
                     (&columns[..], k)
                 };
                 let b = &weight[from * out_c + g * oc..];
@@ -328,6 +413,9 @@ fn cases() -> Vec<Case> {
         case("grouped", [2, 8, 5, 5], [12, 2, 3, 3], true, Conv2d { groups: 4, ..same }),
         case("depthwise", [1, 6, 6, 5], [6, 1, 3, 3], true, Conv2d { groups: 6, ..same }),
         case("stem_7x7", [1, 3, 14, 14], [8, 3, 7, 7], false, Conv2d::padded(3).strided(2)),
+        case("depthwise_strided", [2, 8, 9, 7], [8, 1, 5, 3], true, Conv2d { stride: [2, 1], padding: [2, 2, 0, 1], dilation: [1, 2], groups: 8 })
+            .without_golden(),
+        case("depthwise_wide", [3, 68, 6, 33], [68, 1, 3, 3], false, Conv2d { groups: 68, ..same }).without_golden(),
         case("to_rgb", [1, 8, 6, 6], [3, 8, 3, 3], true, same),
         case("unet_in", [2, 65, 16, 16], [96, 65, 3, 3], true, same).without_golden(),
         case("unet_block", [2, 96, 16, 16], [192, 96, 3, 3], true, same).without_golden(),
@@ -347,6 +435,8 @@ fn bench() -> Vec<Case> {
         case("unet_192x8x8", [8, 192, 8, 8], [192, 192, 3, 3], true, same),
         case("unet_384to192x8x8", [8, 384, 8, 8], [192, 384, 3, 3], true, same),
         case("taesd_64x64x64", [1, 64, 64, 64], [64, 64, 3, 3], true, same),
+        case("depthwise_96x56x56", [8, 96, 56, 56], [96, 1, 3, 3], true, Conv2d { groups: 96, ..same }),
+        case("depthwise_384x14x14", [8, 384, 14, 14], [384, 1, 7, 7], true, Conv2d { groups: 384, ..Conv2d::padded(3) }),
         case("sd_320x64x64", [2, 320, 64, 64], [320, 320, 3, 3], true, same),
         case("sd_640x64x64", [1, 640, 64, 64], [640, 640, 3, 3], true, same),
         case("sd_640x32x32", [2, 640, 32, 32], [640, 640, 3, 3], true, same),
