@@ -5,6 +5,8 @@
 //! bias, which may be absent: `[W, heads or 1, Q, K]`; item n takes row n % W, and one head's values serve all heads where
 //! there is one. A mask is a bias of 0 and of a large negative finite number; every query needs one key that is not masked.
 
+use std::cell::Cell;
+
 use rayon::prelude::*;
 
 use crate::base::{DType, Result, Tolerance};
@@ -172,7 +174,8 @@ fn twin(call: &mut TwinCall) {
     for item in call.output.chunks_mut((queries * width).max(1)) {
         rows.extend(item.chunks_mut((QUERY_BLOCK * width).max(1)));
     }
-    rows.into_par_iter().enumerate().for_each_init(Scratch::default, |scratch, (job, y)| {
+    rows.into_par_iter().enumerate().for_each(|(job, y)| {
+        let mut scratch = SCRATCH.take();
         let (n, first) = (job / blocks, job % blocks * QUERY_BLOCK);
         let m = y.len() / width;
         for h in 0..heads {
@@ -190,7 +193,13 @@ fn twin(call: &mut TwinCall) {
                 y[h * dim..(h + 1) * dim].iter_mut().zip(from).for_each(|(y, a)| *y = a * inv);
             }
         }
+        SCRATCH.set(scratch);
     });
+}
+
+thread_local! {
+    /// A thread's buffers, from one attention to the next.
+    static SCRATCH: Cell<Scratch> = Cell::new(Scratch::default());
 }
 
 #[derive(Default)]

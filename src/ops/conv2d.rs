@@ -3,6 +3,8 @@
 //! y[n, oh, ow, o] = bias[o] + sum over kh, kw, i of x[n, oh sh + kh dh - top, ow sw + kw dw - left, g I/G + i] w[kh, kw, i, o]
 //! with g = o / (O/G) and zero outside x.  x: `[N, H, W, I]`; w: `[KH, KW, I/G, O]`; bias: `[O]`; y: `[N, OH, OW, O]`.
 
+use std::cell::Cell;
+
 use rayon::prelude::*;
 
 use crate::base::{DType, Result, Tolerance};
@@ -331,7 +333,8 @@ fn by_columns(call: &mut TwinCall, p: &Params) {
     }
     let per_item = pixels.div_ceil(rows);
     let shared = is_shared(tasks.len());
-    tasks.into_par_iter().enumerate().for_each_init(Vec::new, |columns: &mut Vec<f32>, (task, y)| {
+    tasks.into_par_iter().enumerate().for_each(|(task, y)| {
+        let mut columns = COLUMNS.take();
         let first = task / per_item * pixels + task % per_item * rows;
         let m = y.len() / out_c;
         if p.has_bias != 0 {
@@ -343,7 +346,7 @@ fn by_columns(call: &mut TwinCall, p: &Params) {
                 let (a, lda) = if pointwise {
                     (&x[first * in_c + g * ic..], in_c)
                 } else {
-                    columns.resize(rows * part, 0.0);
+                    columns.resize(columns.len().max(m * k), 0.0);
                     gather_columns(p, x, first, g, from, k, &mut columns[..m * k]);
                     (&columns[..], k)
                 };
@@ -352,7 +355,13 @@ fn by_columns(call: &mut TwinCall, p: &Params) {
                 Product { m, k, n: oc, a, lda, b, ldb: out_c, b_transposed: false, accumulate, scale: 1.0, shared }.run(&mut y[g * oc..], out_c);
             }
         }
+        COLUMNS.set(columns);
     });
+}
+
+thread_local! {
+    /// A thread's columns, from one convolution to the next; a task that is begun while another waits for a shared product finds none.
+    static COLUMNS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
 /// Writes `depth` values from `from` on of the receptive fields `[KH, KW, I/G]` of output pixels from `first` on, a row for each pixel; zero outside x.
