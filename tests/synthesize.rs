@@ -73,6 +73,7 @@ impl Bench {
             sources: Policy::SameClassThenAny,
             dilate_px: 1,
             feather_px: 2,
+            detail: 0.0,
             posterior: Posterior::Mode,
             tiles: Tiles::Auto,
             loras: Vec::new(),
@@ -402,4 +403,36 @@ fn a_sampled_posterior_is_the_samples_own() {
     bench.go(&settings, "mode");
     let (sampled, mode) = (bench.samples("two"), bench.samples("mode"));
     assert!(sampled.iter().zip(&mode).all(|((_, a), (_, b))| a.1 != b.1), "a sample is the mode's");
+}
+
+/// Detail is the source's own, in proportion to what was asked for, and in the hole only.
+#[test]
+fn detail_comes_back_inside_the_hole() {
+    let bench = Bench::new();
+    let with = |out: &str, detail: f64, batch: usize| {
+        let mut settings = bench.settings.clone();
+        (settings.sampling.detail, settings.sampling.feather_px, settings.execution.batch) = (detail, 0, batch);
+        bench.go(&settings, out);
+        bench.samples(out)
+    };
+    let (none, half, all) = (with("none", 0.0, 2), with("half", 0.5, 2), with("all", 1.0, 2));
+    assert_eq!(with("threes", 1.0, 3), all, "detail depends on the batch");
+    let (mut moved, mut clear) = (0, 0);
+    for ((id, (record, all)), ((_, none), (_, half))) in all.iter().zip(none.values().zip(half.values())) {
+        assert_eq!(record.outside_mask_max_abs_diff, 0, "{id}");
+        for ((all, none), half) in all.iter().zip(none).zip(half) {
+            let [all, none, half] = [all, none, half].map(|v| i32::from(*v));
+            moved += i32::from(all != none);
+            // Where nothing is clamped the half is in the middle, but for roundings.
+            if (1..255).contains(&all) {
+                clear += 1;
+                assert!((all + none - 2 * half).abs() <= 2, "{id}: {none}, {half}, {all}");
+            }
+        }
+    }
+    assert!(moved > 1000 && clear > 1000, "{moved} values moved");
+    let mut other = bench.settings.clone();
+    (other.sampling.detail, other.sampling.feather_px) = (0.25, 0);
+    let (error, _) = bench.run(&other, &bench.path("all"), &AtomicBool::new(false));
+    assert!(error.unwrap_err().to_string().contains("detail"), "other detail resumes");
 }

@@ -45,7 +45,7 @@ pub(crate) struct SynthesizeArgs {
     #[arg(long, value_name = "DIR", required_unless_present = "config")]
     out: Option<PathBuf>,
     /// Settings of an earlier run: makes the same samples again
-    #[arg(long, value_name = "run.toml", conflicts_with_all = ["model", "dataset", "labels", "images", "masks", "classes", "per_class", "fill", "seed", "scheduler", "steps", "guidance", "strength", "eta", "sources", "dilate", "feather", "posterior", "tiles", "shard", "lora"])]
+    #[arg(long, value_name = "run.toml", conflicts_with_all = ["model", "dataset", "labels", "images", "masks", "classes", "per_class", "fill", "seed", "scheduler", "steps", "guidance", "strength", "eta", "sources", "dilate", "feather", "detail", "posterior", "tiles", "shard", "lora"])]
     config: Option<PathBuf>,
     /// Names of the model's classes, separated by commas [default: all]
     #[arg(long, value_delimiter = ',')]
@@ -89,6 +89,9 @@ pub(crate) struct SynthesizeArgs {
     /// Soften the seam over this many pixels inside the hole
     #[arg(long, value_name = "PX", default_value_t = 0)]
     feather: usize,
+    /// How much of the source's fine detail, which the autoencoder loses, the hole gets back: 0, none, to 1, all
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    detail: f64,
     /// Latents of the source where the encoder gives a Gaussian of them: mode, or sample
     #[arg(long, value_name = "mode|sample", default_value = "mode")]
     posterior: String,
@@ -305,6 +308,7 @@ fn settings(
             sources: Policy::parse(&args.sources)?,
             dilate_px: args.dilate.unwrap_or(model.index.dilate_px),
             feather_px: args.feather,
+            detail: args.detail,
             posterior: Posterior::parse(&args.posterior)?,
             tiles: Tiles::parse(&args.tiles)?,
             loras,

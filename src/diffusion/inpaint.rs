@@ -73,6 +73,8 @@ pub struct Painted {
     pub output: Array,
     /// The pixel holes that were used: unions of whole latent cells, or the masks.
     pub holes: Vec<Region>,
+    /// `[N, h, w, C]`: z0, the image's own latents, scaled.
+    pub image_latents: Array,
     /// Latents after each step, when asked for.
     pub latents: Vec<Array>,
 }
@@ -138,6 +140,11 @@ impl Inpainter {
         &self.format
     }
 
+    /// Pixels of a latent cell's side.
+    pub fn downscale(&self) -> usize {
+        self.downscale
+    }
+
     /// `[N, h, w, C]`.
     pub fn latent_shape(&self) -> [usize; 4] {
         self.latent_shape
@@ -193,12 +200,13 @@ impl Inpainter {
             self.start(batch, schedule, &z0)?;
             return Err(self.diagnose(batch, schedule)?);
         }
-        let decoded = self.decode_last()?;
+        let last = self.denoise.read("latents_next")?;
+        let decoded = self.decode(&last)?;
         let output = per_image(batch.image, |i, image| {
             let size = image.len();
             composite(image, &decoded.data[i * size..(i + 1) * size], &holes[i], 3)
         });
-        Ok(Painted { decoded, output, holes, latents })
+        Ok(Painted { decoded, output, holes, image_latents: z0, latents })
     }
 
     /// Latent cells of a pixel hole.
@@ -285,10 +293,9 @@ impl Inpainter {
         Ok(Error::new(Kind::Numeric, "latents", "values that are not finite, which a second run did not show"))
     }
 
-    /// Decodes the denoiser's latents.
-    fn decode_last(&mut self) -> Result<Array> {
-        let latents = self.denoise.read("latents_next")?;
-        let arrays = self.decode.run("decoder", &[("latents", &latents)], &["decoded"])?;
+    /// Scaled latents `[N, h, w, C]` -> `[N, H, W, 3]` in [0, 1].
+    pub fn decode(&mut self, latents: &Array) -> Result<Array> {
+        let arrays = self.decode.run("decoder", &[("latents", latents)], &["decoded"])?;
         let mut decoded = arrays.into_iter().next().ok_or_else(|| Error::new(Kind::Shape, "decoder", "it gives no image"))?;
         decoded.data.iter_mut().for_each(|v| *v = v.clamp(0.0, 1.0));
         Ok(decoded)

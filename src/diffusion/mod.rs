@@ -3,6 +3,7 @@
 mod betas;
 pub mod ddim;
 pub mod ddpm;
+pub mod detail;
 pub mod dpm_solver;
 pub mod euler;
 pub mod inpaint;

@@ -87,6 +87,7 @@ pub fn settings(wishes: Wishes, models: &DemoModels, (model, scheduler): (&Inpai
         sources: Policy::Paired,
         dilate_px: DILATE_PX,
         feather_px: FEATHER_PX,
+        detail: 0.0,
         posterior: Posterior::Mode,
         tiles: Tiles::Auto,
         loras: Vec::new(),

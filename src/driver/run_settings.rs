@@ -51,6 +51,9 @@ pub struct Sampling {
     pub sources: Policy,
     pub dilate_px: usize,
     pub feather_px: usize,
+    /// How much of the source's fine detail, which the autoencoder loses, the hole gets back: 0 to 1.
+    #[serde(default)]
+    pub detail: f64,
     #[serde(default)]
     pub posterior: Posterior,
     #[serde(default)]
@@ -153,6 +156,9 @@ impl Sampling {
                 return usage(flag, format!("{px} pixels, expected 0 to {MAX_PX}"));
             }
         }
+        if !(0.0..=1.0).contains(&self.detail) {
+            return usage("--detail", format!("{}, expected 0 to 1", self.detail));
+        }
         Schedule::new(scheduler, &Walk { steps: self.steps, eta: self.eta, strength: self.strength })
     }
 
@@ -171,6 +177,7 @@ impl Sampling {
             ("sources", self.sources.name().to_string()),
             ("dilate_px", self.dilate_px.to_string()),
             ("feather_px", self.feather_px.to_string()),
+            ("detail", self.detail.to_string()),
             ("posterior", self.posterior.name().to_string()),
             ("tiles", self.tiles.to_string()),
             ("loras", self.told_loras()),
@@ -245,6 +252,7 @@ pub(crate) mod tests {
                 sources: Policy::SameClassThenAny,
                 dilate_px: 4,
                 feather_px: 0,
+                detail: 0.0,
                 posterior: Posterior::Mode,
                 tiles: Tiles::Auto,
                 loras: Vec::new(),
@@ -321,7 +329,7 @@ pub(crate) mod tests {
     #[test]
     fn every_setting_of_the_identity_counts() {
         let base = settings().sampling;
-        let changes: [fn(&mut Sampling); 19] = [
+        let changes: [fn(&mut Sampling); 20] = [
             |s| s.conditioning.image_size = Some(8),
             |s| s.conditioning.negative_prompt = Some(String::new()),
             |s| s.conditioning.class_tokens = Some(InputFile::default()),
@@ -338,6 +346,7 @@ pub(crate) mod tests {
             |s| s.sources = Policy::Head,
             |s| s.dilate_px = 5,
             |s| s.feather_px = 1,
+            |s| s.detail = 1.0,
             |s| s.posterior = Posterior::Sample,
             |s| s.tiles = Tiles::Off,
             |s| s.loras.push(UsedLora { path: "x".into(), sha256: "cc".to_string(), weight: 0.5 }),
@@ -353,13 +362,15 @@ pub(crate) mod tests {
     fn impossible_values_are_named() {
         let base = settings().sampling;
         assert_eq!(base.schedule(&scheduler()).unwrap().timesteps.len(), 20);
-        let rows: [(fn(&mut Sampling), &str); 6] = [
+        let rows: [(fn(&mut Sampling), &str); 8] = [
             (|s| s.seed = u64::MAX, "--seed: "),
             (|s| s.guidance = f64::NAN, "--guidance: NaN"),
             (|s| s.steps = 0, "--steps: 0"),
             (|s| s.eta = -0.5, "--eta: -0.5"),
             (|s| s.strength = 2.0, "--strength: 2"),
             (|s| s.dilate_px = 1 << 20, "--dilate: 1048576"),
+            (|s| s.detail = 1.5, "--detail: 1.5, expected 0 to 1"),
+            (|s| s.detail = f64::NAN, "--detail: NaN"),
         ];
         for (change, want) in rows {
             let mut other = base.clone();

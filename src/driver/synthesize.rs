@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use crate::base::{Array, Error, Kind, Result, rng};
+use crate::diffusion::detail;
 use crate::diffusion::inpaint::{Batch, Format, Inpainter, Painted, Prepare};
 use crate::diffusion::posterior::Posterior;
 use crate::diffusion::region::{Region, composite_u8};
@@ -339,7 +340,7 @@ impl Run<'_, '_> {
         (self.on_event)(Event::Failed { sample_id: &sample_id, error });
     }
 
-    /// Runs the model. The last sample fills up a batch that is not full: rows do not see each other.
+    /// Runs the model and gives its image the source's detail. The last sample fills up a batch that is not full: rows do not see each other.
     fn paint(&mut self, ready: &[Ready]) -> Result<Painted> {
         let [n, h, w, c] = self.inpainter.latent_shape();
         let size = self.job.model.index.image_size;
@@ -369,7 +370,17 @@ impl Run<'_, '_> {
             on_event(Event::Step { done, of, images });
             ControlFlow::Continue(())
         };
-        self.inpainter.paint(&batch, &self.schedule, false, &mut on_step)
+        let mut painted = self.inpainter.paint(&batch, &self.schedule, false, &mut on_step)?;
+        let amount = self.job.settings.sampling.detail as f32;
+        if amount > 0.0 {
+            let trip = self.inpainter.decode(&painted.image_latents)?;
+            let image = size * size * 3;
+            let sources = batch.image.data.chunks(image).zip(trip.data.chunks(image));
+            for (decoded, (source, trip)) in painted.decoded.data.chunks_mut(image).zip(sources) {
+                detail::restore(decoded, source, trip, [size, 3], amount, self.inpainter.downscale() as f32 / 4.0);
+            }
+        }
+        Ok(painted)
     }
 
     /// Writes sample `i` of the batch: its image, then its line.
