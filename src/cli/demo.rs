@@ -163,6 +163,6 @@ The same samples again, from the folder where the demo was run:
 
 Your own images, a folder with `images/`, `masks/` and `labels.csv`:
 
-    naevus synthesize --model {models}/inpaint --dataset DATA --classes df,vasc --per-class 100 --steps 20 --dilate 20 --feather 8 --detail 1 --out out
+    naevus synthesize --model {models}/inpaint --dataset DATA --classes df,vasc --per-class 100 --steps 20 --guidance 5 --dilate 20 --feather 8 --detail 1 --out out
     naevus select --classifier {models}/classifier --reference {models}/reference/features.safetensors --out out
 ";

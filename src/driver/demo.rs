@@ -28,7 +28,7 @@ use crate::models::inpaint_index::{HolePixels, HoleToLatent};
 /// Rare classes that the demo makes, and what the sheet calls them.
 pub const CLASSES: [[&str; 2]; 3] = [["df", "dermatofibroma"], ["vasc", "vascular lesion"], ["akiec", "actinic keratosis"]];
 /// docs/demo.md has what other values give.
-const GUIDANCE: f64 = 3.0;
+const GUIDANCE: f64 = 5.0;
 /// Far wider than the model's own: a lesion of another class has another shape, and needs room.
 const DILATE_PX: usize = 20;
 /// The model is never quite of the skin's colour: no seam.
