@@ -23,18 +23,17 @@ def resized(model, size, folder):
     index = json.loads((model / "model_index.json").read_text())
     factor = index["image_size"] / size
     for file in model.rglob("*"):
-        to = folder / file.relative_to(model)
         if file.is_dir():
-            to.mkdir(parents=True, exist_ok=True)
-        elif file.suffix == ".json":
+            continue
+        to = folder / file.relative_to(model)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix == ".json":
             config = json.loads(file.read_text())
             for key in ("image_size", "sample_size"):
                 if isinstance(config.get(key), int):
                     config[key] = round(config[key] / factor)
-            to.parent.mkdir(parents=True, exist_ok=True)
             to.write_text(json.dumps(config))
         else:
-            to.parent.mkdir(parents=True, exist_ok=True)
             to.symlink_to(file.resolve())
     return folder
 

@@ -1,7 +1,7 @@
 """Times PyTorch on the CPU in f32: the other side of `naevus bench unet` and `naevus bench ops --device cpu`.
 
 python tools/bench_torch.py --model ../shared/reference/inpaint-ham128 --batch 4 --threads 2    # a UNet2DModel's forward
-python tools/bench_torch.py --ops --threads 2                                                   # operators in shapes of Stable Diffusion 1.5
+python tools/bench_torch.py --ops --threads 2                                                   # operators in shapes of Stable Diffusion 1.5, depthwise convolutions
 
 Operators carry the names of naevus' bench rows; a convolution is timed in both memory formats, and the faster one counts.
 """
@@ -21,6 +21,12 @@ def conv2d(batch, inputs, outputs, side, layout):
     return lambda: F.conv2d(x, weight, bias, padding=1)
 
 
+def depthwise(batch, channels, side, kernel, layout):
+    x = torch.randn(batch, channels, side, side).to(memory_format=layout)
+    weight, bias = torch.randn(channels, 1, kernel, kernel).to(memory_format=layout), torch.randn(channels)
+    return lambda: F.conv2d(x, weight, bias, padding=kernel // 2, groups=channels)
+
+
 def attention(batch, tokens, keys, heads, width):
     q = torch.randn(batch, heads, tokens, width)
     k, v = torch.randn(2, batch, heads, keys, width)
@@ -32,6 +38,8 @@ OPS = {
     "conv2d/sd_320x64x64": [lambda f=f: conv2d(2, 320, 320, 64, f) for f in LAYOUTS],
     "conv2d/sd_640x64x64": [lambda f=f: conv2d(1, 640, 640, 64, f) for f in LAYOUTS],
     "conv2d/sd_1280x16x16": [lambda f=f: conv2d(2, 1280, 1280, 16, f) for f in LAYOUTS],
+    "conv2d/depthwise_96x56x56": [lambda f=f: depthwise(8, 96, 56, 3, f) for f in LAYOUTS],
+    "conv2d/depthwise_384x14x14": [lambda f=f: depthwise(8, 384, 14, 7, f) for f in LAYOUTS],
     "attention/sd_4096x8x40": [lambda: attention(1, 4096, 4096, 8, 40)],
     "attention/sd_1024x8x80": [lambda: attention(2, 1024, 1024, 8, 80)],
     "attention/sd_cross_4096x77x8x40": [lambda: attention(2, 4096, 77, 8, 40)],

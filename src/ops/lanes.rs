@@ -123,7 +123,7 @@ pub(crate) fn exp_sum(x: &mut [f32], max: f32) -> f32 {
 /// x = n ln 2 + r with |r| <= ln 2 / 2, e^r by its Taylor polynomial of degree 7 (error below 5e-9), 2^n by exponent bits.
 /// Below -87 the result is 0, above 88 infinity; NaN stays.
 #[inline(always)]
-pub fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
     const ROUND: f32 = 12_582_912.0;
     // ln 2 in two parts: n times the first is exact.

@@ -107,7 +107,7 @@ def written(run):
 
 
 def pack(args):
-    """Samples as JPEG files of the real images' own quality, so that compression does not tell them apart."""
+    """Samples as JPEG files, with their labels and what became of them."""
     from PIL import Image
 
     from data import CLASSES, SIZE
@@ -120,9 +120,7 @@ def pack(args):
             image = Image.open(run / "images" / label / f"{name}.png").convert("RGB")
             if image.size != (SIZE, SIZE):
                 raise SystemExit(f"{run}/{name}: {image.size[0]}x{image.size[1]} pixels, expected {SIZE}x{SIZE}")
-            file = io.BytesIO()
-            image.save(file, "JPEG", quality=args.quality, subsampling=args.subsampling, optimize=True)
-            jpegs.append(file.getvalue())
+            jpegs.append(jpeg(image, args))
             rows.append((f"{run.name}/{name}", CLASSES.index(label), verdicts[name]["kept"], line["source_id"]))
     ids, labels, kept, sources = (np.array(column) for column in zip(*rows, strict=True))
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -130,6 +128,13 @@ def pack(args):
     np.savez_compressed(args.out, jpeg=np.frombuffer(b"".join(jpegs), np.uint8), end=ends, label=labels, kept=kept, id=ids, source=sources)
     counts = {c: [int((labels == i).sum()), int(kept[labels == i].sum())] for i, c in enumerate(CLASSES) if (labels == i).any()}
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB; made and kept: {counts}")
+
+
+def jpeg(image, args):
+    """The bytes of a file of the real images' own quality, so that compression does not tell images apart."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=args.quality, subsampling=args.subsampling, optimize=True)
+    return file.getvalue()
 
 
 def soften(args):
@@ -144,11 +149,7 @@ def soften(args):
     device = session.device()
     train, _ = data.load(args.pack, device, args.limit)
     decoded = autoencoder.reconstruct(denoiser.load_autoencoder(args.vae).to(device), train.images)
-    jpegs = []
-    for image in (decoded * 255 + 0.5).clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy():
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, "JPEG", quality=args.quality, subsampling=args.subsampling, optimize=True)
-        jpegs.append(file.getvalue())
+    jpegs = [jpeg(Image.fromarray(image), args) for image in (decoded * 255 + 0.5).byte().permute(0, 2, 3, 1).cpu().numpy()]
     np.savez_compressed(args.out, jpeg=np.frombuffer(b"".join(jpegs), np.uint8), end=np.cumsum([len(j) for j in jpegs]))
     print(f"{args.out}: {len(jpegs)} images, {args.out.stat().st_size / 1e6:.1f} MB")
 
@@ -478,12 +479,11 @@ def main():
     v.add_argument("--draws", type=int, default=2000)
     v.set_defaults(call=table)
     args = p.parse_args()
-    if args.call is all_arms:
-        args.arms = args.arms or [arm for arm in ARMS if args.softened or not arm.endswith(SOFT)]
     if args.call in (one, all_arms):
-        for arm in args.arms if args.call is all_arms else [args.arm]:
-            if arm.endswith(SOFT) and not args.softened:
-                p.error(f"{arm}: no --softened, expected the file that `soften` wrote")
+        possible = [arm for arm in ARMS if args.softened or not arm.endswith(SOFT)]
+        args.arms = [args.arm] if args.call is one else args.arms or possible
+        if not set(args.arms) <= set(possible):
+            p.error(f"{', '.join(args.arms)}: no --softened, expected the file that `soften` wrote")
     args.call(args)
 
 
