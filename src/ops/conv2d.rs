@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use crate::base::{DType, Result, Tolerance};
 use crate::ops::matmul::{PANEL_BYTES, Product, column_lanes, fills_the_device, is_shared, rows_per_task};
 use crate::ops::{
-    ELEM, ELEM_MATRICES, LINEAR_INDEX, MATRICES, MATRICES_128, MATRICES_160, MATRICES_SPLIT, MATRICES_STAGE, TILE_64, TILE_128, TILE_STORE, lanes,
+    ELEM, ELEM_MATRICES, LINEAR_INDEX, MATRICES, MATRICES_128, MATRICES_160, MATRICES_SPLIT, MATRICES_STAGE, TILE_64, TILE_128, TILE_STORE, lanes, winograd,
 };
 use crate::params;
 use crate::plan::card::grid_1d;
@@ -262,6 +262,9 @@ fn twin(call: &mut TwinCall) {
     if is_depthwise(&p) {
         return depthwise(call, &p);
     }
+    if winograd::is_faster(&p) {
+        return winograd::twin(call, &p);
+    }
     by_columns(call, &p);
 }
 
@@ -429,6 +432,9 @@ fn cases() -> Vec<Case> {
         case("unet_in", [2, 65, 16, 16], [96, 65, 3, 3], true, same).without_golden(),
         case("unet_block", [2, 96, 16, 16], [192, 96, 3, 3], true, same).without_golden(),
         case("wide", [1, 16, 3, 300], [68, 16, 3, 3], true, same).without_golden(),
+        case("tiles_of_4x4", [2, 20, 15, 22], [36, 20, 3, 3], true, same).without_golden(),
+        case("tiles_unpadded", [1, 33, 18, 19], [24, 33, 3, 3], false, Conv2d::default()).without_golden(),
+        case("tiles_uneven", [2, 140, 15, 26], [212, 140, 3, 3], false, Conv2d { padding: [2, 0, 0, 1], ..Conv2d::default() }).without_golden(),
         case("split", [3, 132, 5, 6], [80, 132, 3, 3], true, same).without_golden(),
         case("wide_tiles", [2, 20, 9, 11], [160, 20, 3, 3], true, same.strided(2)).without_golden(),
         case("many_tiles", [2, 4, 131, 127], [132, 4, 3, 3], true, same).without_golden(),

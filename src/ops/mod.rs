@@ -36,6 +36,7 @@ pub mod tensor_to_image;
 pub mod threshold_quantile;
 pub mod timestep_embedding;
 pub mod upsample_nearest;
+pub(crate) mod winograd;
 
 use crate::plan::Op;
 
