@@ -101,6 +101,24 @@ pub static OP: Op = Op {
                 grid_1d(tiles, 64)
             },
         },
+        // Before `tiled`, so that only a measurement chooses it.
+        Variant {
+            name: "winograd",
+            family: "winograd",
+            source: &[ELEM, include_str!("../../shaders/conv2d_winograd.wgsl")],
+            workgroup: 256,
+            meant_for: Machine::Hardware,
+            constants: |_| vec![],
+            accepts: |s| {
+                let p: Params = s.params();
+                let plain = [p.kernel_h, p.kernel_w, p.stride_h, p.stride_w, p.dilation_h, p.dilation_w] == [3, 3, 1, 1, 1, 1];
+                plain && accepts_shared(s) && winograd_tiles(&p) <= 65_535
+            },
+            grid: |s| {
+                let p: Params = s.params();
+                [p.out_c.div_ceil(32), winograd_tiles(&p), 1]
+            },
+        },
         Variant {
             name: "tiled",
             family: "tiled",
@@ -203,6 +221,11 @@ fn accepts_matrices(s: &StepView) -> bool {
 fn shared_grid(s: &StepView, tile: u32) -> [u32; 3] {
     let p: Params = s.params();
     [p.out_c.div_ceil(tile), pixels(&p).div_ceil(tile), 1]
+}
+
+/// Workgroups of the `winograd` variant along the image: of 32 tiles of 2 x 2 pixels.
+fn winograd_tiles(p: &Params) -> u32 {
+    p.batch.saturating_mul(p.out_h.div_ceil(2)).saturating_mul(p.out_w.div_ceil(2)).div_ceil(32)
 }
 
 fn pixels(p: &Params) -> u32 {
