@@ -11,7 +11,8 @@ struct Params { spatial: u32, channels: u32, groups: u32, eps: f32, silu: u32, b
 override WG: u32 = 64u;   // power of two: the tree sum halves it
 
 @compute @workgroup_size(WG)
-fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, own: Own) {
+    let lane = own.lane;
     let job = wid.x + wid.y * groups.x;
     let n = min(job / p.groups, p.batch - 1u);   // surplus groups of the grid repeat the last one: barriers stay uniform
     let g = job % p.groups;
@@ -23,13 +24,13 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
     for (var i = lane; i < count; i += WG) {
         sum += f32(x[base + (i / width) * p.channels + i % width]);
     }
-    let mean = tree_sum(lane, sum) / f32(count);
+    let mean = tree_sum(own, sum) / f32(count);
     var square = 0.0;
     for (var i = lane; i < count; i += WG) {
         let d = f32(x[base + (i / width) * p.channels + i % width]) - mean;
         square += d * d;
     }
-    let inv = 1.0 / sqrt(tree_sum(lane, square) / f32(count) + p.eps);
+    let inv = 1.0 / sqrt(tree_sum(own, square) / f32(count) + p.eps);
     if job >= p.batch * p.groups { return; }
     for (var i = lane; i < count; i += WG) {
         let c = g * width + i % width;

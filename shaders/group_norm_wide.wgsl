@@ -15,7 +15,8 @@ fn four(at: u32, stride: u32) -> vec4<f32> {
 }
 
 @compute @workgroup_size(WG)
-fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, own: Own) {
+    let lane = own.lane;
     let job = wid.x + wid.y * groups.x;
     let n = min(job / p.groups, p.batch - 1u);   // surplus groups of the grid repeat the last one: barriers stay uniform
     let g = job % p.groups;
@@ -31,7 +32,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
     var s = start;
     for (; s + 3u * step < p.spatial; s += 4u * step) { sums += four(base + s * p.channels, stride); }
     for (; s < p.spatial; s += step) { sums.x += f32(x[base + s * p.channels]); }
-    let mean = tree_sum(lane, (sums.x + sums.y) + (sums.z + sums.w)) / count;
+    let mean = tree_sum(own, (sums.x + sums.y) + (sums.z + sums.w)) / count;
     var squares = vec4<f32>();
     s = start;
     for (; s + 3u * step < p.spatial; s += 4u * step) {
@@ -42,7 +43,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
         let d = f32(x[base + s * p.channels]) - mean;
         squares.x += d * d;
     }
-    let inv = 1.0 / sqrt(tree_sum(lane, (squares.x + squares.y) + (squares.z + squares.w)) / count + p.eps);
+    let inv = 1.0 / sqrt(tree_sum(own, (squares.x + squares.y) + (squares.z + squares.w)) / count + p.eps);
     if job >= p.batch * p.groups { return; }
     let w = f32(weight[c]);
     let b = f32(bias[c]);

@@ -10,19 +10,20 @@ struct Params { rows: u32, channels: u32, eps: f32 }
 override WG: u32 = 64u;
 
 @compute @workgroup_size(WG)
-fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, own: Own) {
+    let lane = own.lane;
     let job = wid.x + wid.y * groups.x;
     let base = min(job, p.rows - 1u) * p.channels;   // surplus groups of the grid repeat the last row: barriers stay uniform
 
     var sum = 0.0;
     for (var c = lane; c < p.channels; c += WG) { sum += f32(x[base + c]); }
-    let mean = tree_sum(lane, sum) / f32(p.channels);
+    let mean = tree_sum(own, sum) / f32(p.channels);
     var square = 0.0;
     for (var c = lane; c < p.channels; c += WG) {
         let d = f32(x[base + c]) - mean;
         square += d * d;
     }
-    let inv = 1.0 / sqrt(tree_sum(lane, square) / f32(p.channels) + p.eps);
+    let inv = 1.0 / sqrt(tree_sum(own, square) / f32(p.channels) + p.eps);
     if job >= p.rows { return; }
     for (var c = lane; c < p.channels; c += WG) {
         y[base + c] = elem((f32(x[base + c]) - mean) * inv * f32(weight[c]) + f32(bias[c]));

@@ -8,16 +8,17 @@ struct Params { rows: u32, channels: u32 }
 override WG: u32 = 64u;
 
 @compute @workgroup_size(WG)
-fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, own: Own) {
+    let lane = own.lane;
     let job = wid.x + wid.y * groups.x;
     let base = min(job, p.rows - 1u) * p.channels;   // surplus groups of the grid repeat the last row: barriers stay uniform
 
     var largest = f32(x[base + min(lane, p.channels - 1u)]);
     for (var c = lane; c < p.channels; c += WG) { largest = max(largest, f32(x[base + c])); }
-    let shift = tree_max(lane, largest);
+    let shift = tree_max(own, largest);
     var sum = 0.0;
     for (var c = lane; c < p.channels; c += WG) { sum += exp(f32(x[base + c]) - shift); }
-    let total = tree_sum(lane, sum);
+    let total = tree_sum(own, sum);
     if job >= p.rows { return; }
     for (var c = lane; c < p.channels; c += WG) { y[base + c] = elem(exp(f32(x[base + c]) - shift) / total); }
 }

@@ -130,7 +130,8 @@ fn whatever_family_is_chosen_a_row_keeps_its_bits() {
     let (measured, _) = keeper.read();
     assert!(measured.families.len() > 10 && measured.kernels.values().any(|timed| timed.ms.len() > 1), "{measured:?}");
     // Another choice than the measured one, wherever the op has that family.
-    for forced in ["direct", "tiled", "shared", "rows", "wide", "tree", "whole"] {
+    let by_subgroups = adapters()[0].limits.subgroups.then_some("wide_subgroups");
+    for forced in ["direct", "tiled", "shared", "rows", "wide", "tree", "whole"].into_iter().chain(by_subgroups) {
         let mut kept = measured.clone();
         for (key, family) in &mut kept.families {
             let op = ops::ALL.iter().find(|op| key.starts_with(&format!("{} ", op.name))).expect("the key begins with an op");

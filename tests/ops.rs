@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use naevus::base::{DType, Result};
-use naevus::exec::check::{prove_op, prove_twin, storages};
-use naevus::exec::gpu::{Gpu, KernelRun, adapters};
+use naevus::exec::check::{prove_case, prove_op, prove_twin, storages};
+use naevus::exec::gpu::{AdapterKind, Gpu, KernelRun, adapters};
 use naevus::ops;
 use naevus::ops::activation::Function;
 use naevus::ops::binary::Operator;
@@ -22,13 +22,15 @@ fn gpu() -> Option<Arc<Gpu>> {
 
 /// Cooperative matrices multiply f16 alone, where the device has them; tests/matrices.rs proves their kernels everywhere.
 fn is_run(gpu: &Gpu, variant: &Variant, floats: DType) -> bool {
-    variant.runs_on(gpu.limits().machine) && (variant.meant_for < Machine::Matrices || floats == DType::F16)
+    variant.runs_on(&gpu.limits()) && (variant.meant_for < Machine::Matrices || floats == DType::F16)
 }
 
 #[test]
 fn every_kernel_agrees_with_its_twin() {
     let Some(gpu) = gpu() else { return };
-    let mut proved = 0;
+    // Software devices that are used for proofs have subgroups: lavapipe of 8, SwiftShader of 4.
+    assert!(gpu.limits().subgroups || gpu.summary().kind != AdapterKind::Software, "no subgroups on {}", gpu.summary().name);
+    let (mut proved, mut by_subgroups) = (0, 0);
     for op in ops::ALL {
         for &floats in storages(&gpu, op) {
             let proofs = prove_op(&gpu, op, floats, false);
@@ -40,8 +42,11 @@ fn every_kernel_agrees_with_its_twin() {
             }
             println!("{} {floats:?}: worst {:.1e}", op.name, proofs.iter().map(|p| p.worst).fold(0.0, f64::max));
             proved += proofs.len();
+            by_subgroups += op.variants.iter().filter(|v| v.needs_subgroups() && proofs.iter().any(|p| p.variant == v.name)).count();
         }
     }
+    assert!(by_subgroups >= 5 || !gpu.limits().subgroups, "only {by_subgroups} kernels by subgroups");
+    println!("{proved} proofs; {by_subgroups} kernels by subgroups {:?}", gpu.summary().subgroup);
     assert!(proved > 100, "only {proved} proofs");
 }
 
@@ -84,7 +89,7 @@ fn on_both(gpu: &Arc<Gpu>, inputs: &[&[f32]], record: impl Fn(&mut Tape, &[Tenso
     let tensors: Vec<Tensor> = inputs.iter().enumerate().map(|(i, v)| tape.input(&i.to_string(), &[v.len()], DType::F32)).collect();
     let y = record(&mut tape, &tensors).expect("it records");
     let step = &tape.steps()[0];
-    let accepted = step.op.variants.iter().filter(|v| tape.view(step, |view| (v.accepts)(view)));
+    let accepted = step.op.variants.iter().filter(|v| v.runs_on(&gpu.limits()) && tape.view(step, |view| (v.accepts)(view)));
     let actual = accepted.map(|variant| KernelRun::new(gpu, &tape, variant, inputs, None).and_then(|run| run.output()).expect("it runs"));
     (actual.collect(), ops::case::run_tape(&tape, inputs, y).expect("the twin runs"))
 }
@@ -131,7 +136,7 @@ fn odd_values_are_as_on_the_cpu() {
 #[test]
 fn broken_kernels_are_found() {
     let Some(gpu) = gpu() else { return };
-    for name in ["activation", "binary", "conv2d", "matmul", "attention", "channel_affine", "gated", "group_norm", "reduce"] {
+    for name in ["activation", "binary", "conv2d", "matmul", "attention", "channel_affine", "gated", "group_norm", "layer_norm", "reduce", "softmax"] {
         let op = ops::ALL.iter().find(|op| op.name == name).expect("the op exists");
         for &floats in storages(&gpu, op) {
             let proofs = prove_op(&gpu, op, floats, true);
@@ -140,6 +145,40 @@ fn broken_kernels_are_found() {
                 assert!(of_variant.iter().any(|p| !p.passed), "{name} {} {floats:?}: broken, and nothing failed", variant.name);
             }
         }
+    }
+}
+
+/// Faults of reductions by subgroups and by slices, which only rows of several of them show.
+#[test]
+fn reductions_that_forget_a_part_are_found() {
+    let Some(gpu) = gpu() else { return };
+    // The op, the variant, its case, what is replaced, and by what.
+    let mutants = [
+        ("group_norm", "wide_subgroups", "unet_block", "sum += partial[i];", ""),
+        ("group_norm", "wide_subgroups", "unet_block", "i < own.subgroups", "i < own.subgroups - 1u"),
+        ("group_norm", "wide_subgroups", "unet_block", "subgroupAdd(value)", "value"),
+        ("layer_norm", "wide_subgroups", "widest", "sum += partial[i];", ""),
+        ("softmax", "wide_subgroups", "far_apart", "max(largest, partial[i])", "largest"),
+        ("softmax", "wide_subgroups", "far_apart", "subgroupMax(value)", "value"),
+        ("layer_norm", "wide", "sd_320", "partial[first + i]", "partial[i]"),
+        ("layer_norm", "wide", "ragged_100", "select(vec4<f32>(), v - mean, c < p.channels / 4u)", "v - mean"),
+        ("layer_norm", "wide", "ragged_100", "own.lane / LANES", "own.lane / LANES / 2u"),
+        ("softmax", "wide", "ragged_100", "select(vec4<f32>(), exp(v - shift), c < p.channels / 4u)", "exp(v - shift)"),
+        ("softmax", "wide", "keys_320", "v4 = piece(base, c + 4u * LANES);", ""),
+    ];
+    for (op, variant, case, from, to) in mutants {
+        let op = ops::ALL.iter().find(|o| o.name == op).expect("the op exists");
+        let variant = op.variants.iter().find(|v| v.name == variant).expect("the kernel is there");
+        if !variant.runs_on(&gpu.limits()) {
+            continue;
+        }
+        let source = variant.wgsl(DType::F32);
+        assert!(source.contains(from), "{} {}: {from} is not there", op.name, variant.name);
+        let case = (op.cases)().into_iter().find(|c| c.name == case).expect("the case is there");
+        let prove = |source: &str| prove_case(&gpu, op, &case, variant, DType::F32, Some(source)).expect("it takes the case");
+        assert!(prove(&source).passed, "{} {} {}", op.name, variant.name, case.name);
+        let proof = prove(&source.replace(from, to));
+        assert!(!proof.passed && !proof.what.contains("refused"), "{} {}: {from} became {to}, and {}: {}", op.name, variant.name, case.name, proof.what);
     }
 }
 

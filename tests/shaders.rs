@@ -1,4 +1,4 @@
-//! Every shader against its card, without a GPU: it is valid WGSL that needs no optional feature but f16 where it stores f16, it translates to SPIR-V,
+//! Every shader against its card, without a GPU: it is valid WGSL that needs no optional feature but f16 where it stores f16 and subgroups where its card says so, it translates to SPIR-V,
 //! MSL and HLSL, its bindings and its uniform struct are the op's, and its workgroup fits every device.
 
 use std::collections::BTreeSet;
@@ -28,11 +28,13 @@ struct Expected {
     buffers: Vec<DType>,
     workgroup: u32,
     constants: Vec<(&'static str, f64)>,
+    /// Whether it may have operations of subgroups.
+    subgroups: bool,
 }
 
 fn inspect(source: &str, expected: &Expected) -> Result<(), String> {
     let module = naga::front::wgsl::parse_str(source).map_err(|e| e.emit_to_string(source))?;
-    let info = validate(&module)?;
+    let info = validate(&module, expected.subgroups)?;
     check_bindings(&module, expected)?;
     check_params(&module, expected.params)?;
     let constants: PipelineConstants = expected.constants.iter().map(|&(name, value)| (name.to_string(), value)).collect();
@@ -45,11 +47,14 @@ fn has_matrices(module: &Module) -> bool {
     module.types.iter().any(|(_, t)| matches!(t.inner, TypeInner::CooperativeMatrix { .. }))
 }
 
-fn validate(module: &Module) -> Result<ModuleInfo, String> {
+fn validate(module: &Module, subgroups: bool) -> Result<ModuleInfo, String> {
     let f16 = module.types.iter().any(|(_, t)| t.inner.scalar().is_some_and(|s| s.kind == ScalarKind::Float && s.width == 2));
     let mut capabilities = if f16 { Capabilities::SHADER_FLOAT16 } else { Capabilities::empty() };
     if has_matrices(module) {
         capabilities |= Capabilities::COOPERATIVE_MATRIX;
+    }
+    if subgroups {
+        capabilities |= Capabilities::SUBGROUP;
     }
     Validator::new(ValidationFlags::all(), capabilities).validate(module).map_err(|e| format!("{:?}", e.into_inner()))
 }
@@ -168,7 +173,7 @@ fn expectations(op: &'static Op, variant: &'static Variant, floats: DType) -> Ve
             let known = found.iter_mut().find(|e| e.constants == constants);
             match known {
                 Some(e) => assert_eq!(e.buffers, buffers, "{} {}", op.name, case.name),
-                None => found.push(Expected { params: op.params, buffers, workgroup: variant.workgroup, constants }),
+                None => found.push(Expected { params: op.params, buffers, workgroup: variant.workgroup, constants, subgroups: variant.needs_subgroups() }),
             }
         }
     }
@@ -227,14 +232,15 @@ fn the_list_is_the_modules() {
     assert_eq!(listed.iter().map(|s| s.to_string()).collect::<BTreeSet<_>>(), modules);
 }
 
-/// `<op>.wgsl` is the first variant, `<op>_<variant>.wgsl` another one, without the size or the split that may end the variant's name; every fragment in `lib` is part of some shader.
+/// `<op>.wgsl` is the first variant, `<op>_<variant>.wgsl` another one, without the size, the split or the subgroups that may end the variant's name; every fragment in `lib` is part of some shader.
 #[test]
 fn the_list_is_the_shader_files() {
     let mut expected = BTreeSet::new();
     for op in ops::ALL {
         for (i, variant) in op.variants.iter().enumerate() {
-            let idea = variant.name.trim_end_matches("_split").trim_end_matches(|c: char| c.is_ascii_digit()).trim_end_matches('_');
-            let stem = if i == 0 { op.name.to_string() } else { format!("{}_{idea}", op.name) };
+            let idea =
+                variant.name.trim_end_matches("subgroups").trim_end_matches("_split").trim_end_matches(|c: char| c.is_ascii_digit()).trim_end_matches('_');
+            let stem = if i == 0 || idea.is_empty() { op.name.to_string() } else { format!("{}_{idea}", op.name) };
             let text = read(&format!("shaders/{stem}.wgsl"));
             assert!(variant.source.contains(&text.as_str()), "{} {} is not made of {stem}.wgsl", op.name, variant.name);
             expected.insert(stem);

@@ -49,9 +49,9 @@ fn unchecked(device: &Device) -> Vec<String> {
     device.gpu().unwrap().unchecked_kernels()
 }
 
-/// Kernels by cooperative matrices take f16 alone, on few devices.
+/// Kernels by cooperative matrices take f16 alone, on few devices, and not every device has subgroups.
 fn is_everywhere(variant: &Variant) -> bool {
-    variant.meant_for < Machine::Matrices
+    variant.meant_for < Machine::Matrices && !variant.needs_subgroups()
 }
 
 /// Tuned into a folder of its own: kernels are proved twice, kept, and run without checks to the same bits, in the next start too.

@@ -212,7 +212,7 @@ pub fn bench_op(gpu: Option<&Arc<Gpu>>, op: &'static Op, budget: Duration, wante
             None => rows.push(time_twin(op, &case, budget, twin_ok, twin_worst)?),
             Some(gpu) => {
                 let floats = if op.f16 && gpu.settings.precision == Precision::F16 { DType::F16 } else { DType::F32 };
-                for variant in op.variants.iter().filter(|v| v.runs_on(gpu.limits().machine)) {
+                for variant in op.variants.iter().filter(|v| v.runs_on(&gpu.limits())) {
                     // A variant is timed only on shapes for which it has just been proved.
                     let Some(proof) = prove_case(gpu, op, &case, variant, floats, None) else { continue };
                     rows.push(time_variant(gpu, op, &case, variant, budget, &proof, twin_ok)?);

@@ -163,7 +163,7 @@ impl<'a> Oracle<'a> {
     /// One proof of each variant that takes the case; a variant whose bits are not its family's has failed.
     fn prove_all(&self, gpu: &Arc<Gpu>, sabotage: bool, checked: bool, fit: &dyn Fn(&Variant) -> bool, proofs: &mut Vec<Proof>) {
         let mut families: Vec<(&Variant, Vec<u32>)> = Vec::new();
-        for variant in self.op.variants.iter().filter(|v| v.runs_on(gpu.limits().machine) && self.accepts(v) && fit(v)) {
+        for variant in self.op.variants.iter().filter(|v| v.runs_on(&gpu.limits()) && self.accepts(v) && fit(v)) {
             let source = sabotage.then(|| sabotaged(&variant.wgsl(self.floats)));
             let (mut proof, bits) = self.prove(gpu, variant, source.as_deref(), checked);
             if !checked && proof.passed && self.prove(gpu, variant, source.as_deref(), true).1 != bits {

@@ -20,7 +20,7 @@ use crate::exec::check::{Proof, prove_op, prove_twin, prove_unchecked};
 use crate::exec::gpu::{Filling, Gpu, Trial, lock};
 use crate::exec::kept::{Keeper, Kept, PASSED, Timed};
 use crate::exec::{Checks, Tune};
-use crate::plan::{Machine, Op, Plan, Step, StepView, Variant};
+use crate::plan::{Limits, Machine, Op, Plan, Step, StepView, Variant};
 
 /// Time for the measurements of one plan. Steps that come later keep the heuristic's kernel.
 const MOST: Duration = Duration::from_secs(60);
@@ -35,7 +35,7 @@ const OF_THE_BATCH: [&str; 3] = ["batch", "len", "bias_rows"];
 pub(super) fn choose_kernels(gpu: &Arc<Gpu>, plan: Plan) -> Result<Plan> {
     let tuned = gpu.is_tuned() && learn(gpu, &plan)?;
     let kept = lock(&gpu.kept).clone();
-    let choice = Choice { kept: &kept, tuned, machine: gpu.limits().machine };
+    let choice = Choice { kept: &kept, tuned, limits: gpu.limits() };
     let kernel = |step: &Step| plan.tape.view(step, |view| choice.kernel(step.op, view));
     let kernels = plan.steps().iter().map(|step| kernel(step).map_err(|e| e.within(&step.place))).collect::<Result<_>>();
     plan.with_kernels(kernels.map_err(|e: Error| e.remark(&gpu.summary().name))?, &gpu.limits())
@@ -85,24 +85,24 @@ impl Gpu {
 struct Choice<'a> {
     kept: &'a Kept,
     tuned: bool,
-    machine: Machine,
+    limits: Limits,
 }
 
 impl Choice<'_> {
     /// `None` where no variant takes the shapes; an error where those that do failed their self-test.
     fn kernel(&self, op: &'static Op, view: &StepView) -> Result<Option<&'static Variant>> {
         let fit = |v: &Variant| match self.kept.proofs.get(&proof_key(op.name, v.name, floats(op, view), true)) {
-            Some(verdict) => verdict == PASSED && v.runs_on(self.machine),
-            None => v.meant_for < Machine::Matrices,
+            Some(verdict) => verdict == PASSED && v.runs_on(&self.limits),
+            None => v.meant_for < Machine::Matrices && !v.needs_subgroups(),
         };
         if self.tuned
             && let Some(variant) = self.measured(op, view, fit)
         {
             return Ok(Some(variant));
         }
-        let heuristic = op.choose_of(view, self.machine, fit);
+        let heuristic = op.choose_of(view, self.limits.machine, fit);
         let variant = heuristic.or_else(|| op.variants.iter().rev().find(|v| (v.accepts)(view) && fit(v)));
-        match op.variants.iter().find(|v| (v.accepts)(view) && v.runs_on(self.machine)) {
+        match op.variants.iter().find(|v| (v.accepts)(view) && v.runs_on(&self.limits)) {
             Some(failed) if variant.is_none() => {
                 let what = &self.kept.proofs[&proof_key(op.name, failed.name, floats(op, view), true)];
                 let fact = format!("no {} kernel passed its self-test ({}: {what}), see naevus check; --device cpu needs none", op.name, failed.name);
@@ -121,7 +121,7 @@ impl Choice<'_> {
         let timed = self.kept.kernels.get(&kernel_key(op, view));
         let members = || op.variants.iter().filter(|v| member(&v));
         let measured = members().find(|v| timed.is_some_and(|t| t.variant == v.name));
-        measured.or_else(|| members().rfind(|v| v.is_meant_for(self.machine))).or_else(|| members().next_back())
+        measured.or_else(|| members().rfind(|v| v.is_meant_for(self.limits.machine))).or_else(|| members().next_back())
     }
 }
 
@@ -181,8 +181,8 @@ fn note(verdicts: &mut BTreeMap<String, String>, proofs: &[Proof]) {
 /// Proves and times what `plan` needs and nobody has measured. False where it cannot be kept: then the heuristic chooses.
 fn learn(gpu: &Arc<Gpu>, plan: &Plan) -> Result<bool> {
     let Some(keeper) = &gpu.keeper else { return Ok(false) };
-    let dropped = gpu.drops_checks();
-    if is_known(&lock(&gpu.kept), plan, dropped) {
+    let known = |kept: &Kept| is_known(kept, plan, &gpu.limits(), gpu.drops_checks());
+    if known(&lock(&gpu.kept)) {
         return Ok(true);
     }
     let in_vain = |e: Error| {
@@ -196,7 +196,7 @@ fn learn(gpu: &Arc<Gpu>, plan: &Plan) -> Result<bool> {
     };
     let mut kept = keeper.read().0;
     kept.add(&lock(&gpu.kept));
-    if !is_known(&kept, plan, dropped) {
+    if !known(&kept) {
         // An empty addition shows, before the work, whether the file can be written.
         if let Err(e) = keeper.write(&Kept::default()) {
             return in_vain(e);
@@ -211,8 +211,8 @@ fn learn(gpu: &Arc<Gpu>, plan: &Plan) -> Result<bool> {
     Ok(true)
 }
 
-fn is_known(kept: &Kept, plan: &Plan, dropped: bool) -> bool {
-    unproved(kept, plan, dropped).is_empty() && untimed(kept, plan).is_empty()
+fn is_known(kept: &Kept, plan: &Plan, limits: &Limits, dropped: bool) -> bool {
+    unproved(kept, plan, dropped).is_empty() && untimed(kept, plan, limits).is_empty()
 }
 
 /// Ops of the plan, with their floats, that have a variant that was not proved yet. Ops are proved whole, so that families can
@@ -226,23 +226,25 @@ fn unproved(kept: &Kept, plan: &Plan, dropped: bool) -> Vec<(&'static Op, DType)
 }
 
 /// Steps of which nobody knows yet what to run, one of each shape.
-fn untimed<'a>(kept: &Kept, plan: &'a Plan) -> Vec<&'a Step> {
+fn untimed<'a>(kept: &Kept, plan: &'a Plan, limits: &Limits) -> Vec<&'a Step> {
     let mut seen = BTreeSet::new();
     let is_new = |step: &&Step| {
         plan.tape.view(step, |view| {
             let family = kept.families.contains_key(&item_key(step.op, view)) || !has_families(step.op);
             let key = kernel_key(step.op, view);
-            let variant = kept.kernels.contains_key(&key) || rivals(kept, step.op, view).len() < 2;
+            let variant = kept.kernels.contains_key(&key) || rivals(kept, step.op, view, limits).len() < 2;
             !(family && variant) && seen.insert(key)
         })
     };
     plan.steps().iter().filter(is_new).collect()
 }
 
-/// The variants between which a step may still choose: proved, of its shapes, and of the item's family where that is known.
-fn rivals(kept: &Kept, op: &'static Op, view: &StepView) -> Vec<&'static Variant> {
+/// The variants between which a step may still choose: proved, of its shapes, and of the item's family where that is known. A device
+/// may have less than when they were proved: another compiler of shaders on Windows leaves out subgroups.
+fn rivals(kept: &Kept, op: &'static Op, view: &StepView, limits: &Limits) -> Vec<&'static Variant> {
     let family = kept.families.get(&item_key(op, view));
-    let fit = |v: &Variant| kept.proofs.get(&proof_key(op.name, v.name, floats(op, view), true)).is_some_and(|verdict| verdict == PASSED);
+    let passed = |v: &Variant| kept.proofs.get(&proof_key(op.name, v.name, floats(op, view), true)).is_some_and(|verdict| verdict == PASSED);
+    let fit = |v: &Variant| v.runs_on(limits) && passed(v);
     op.variants.iter().filter(|v| (v.accepts)(view) && family.is_none_or(|family| v.family == family) && fit(v)).collect()
 }
 
@@ -288,19 +290,20 @@ fn prove_without_checks(gpu: &Arc<Gpu>, keeper: &Keeper, op: &'static Op, floats
 
 /// Times the steps' rivals and keeps the fastest; the first is the heuristic's choice.
 fn time(gpu: &Arc<Gpu>, plan: &Plan, kept: &mut Kept) -> Result<()> {
-    let steps = untimed(kept, plan);
-    let several = steps.iter().filter(|step| plan.tape.view(step, |view| rivals(kept, step.op, view).len() > 1)).count();
+    let limits = gpu.limits();
+    let steps = untimed(kept, plan, &limits);
+    let several = steps.iter().filter(|step| plan.tape.view(step, |view| rivals(kept, step.op, view, &limits).len() > 1)).count();
     if several > 0 {
         (gpu.settings.say)(&format!("tuning {several} kernels for {}, once", gpu.summary().name));
     }
     let until = Instant::now() + MOST;
     let filling = Filling::new(gpu)?;
     for step in steps {
-        let choice = Choice { kept, tuned: true, machine: gpu.limits().machine };
+        let choice = Choice { kept, tuned: true, limits };
         // Nothing fits: `choose_kernels` says so, with the step's place.
         let Ok(Some(first)) = plan.tape.view(step, |view| choice.kernel(step.op, view)) else { continue };
         let [item, key] = plan.tape.view(step, |view| [item_key(step.op, view), kernel_key(step.op, view)]);
-        let mut variants = plan.tape.view(step, |view| rivals(kept, step.op, view));
+        let mut variants = plan.tape.view(step, |view| rivals(kept, step.op, view, &limits));
         variants.retain(|v| v.name != first.name);
         variants.insert(0, first);
         let times = match variants.len() > 1 && Instant::now() < until {

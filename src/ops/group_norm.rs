@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use crate::base::{DType, Result, Tolerance};
 use crate::ops::group_norm_apply::{chunk_of, normalise};
-use crate::ops::{ELEM, TREE_F32, activation};
+use crate::ops::{ELEM, TREE_F32, TREE_SUBGROUP, activation};
 use crate::params;
 use crate::plan::card::grid_1d;
 use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Machine, Op, StepView, Tape, Tensor, TwinCall, Variant};
@@ -46,19 +46,27 @@ pub static OP: Op = Op {
             grid,
         },
         Variant {
-            name: "wide",
-            family: "wide",
-            source: &[ELEM, TREE_F32, activation::SIGMOID, include_str!("../../shaders/group_norm_wide.wgsl")],
-            workgroup: 256,
-            meant_for: Machine::Hardware,
-            constants: |_| vec![],
-            accepts: |s| {
-                let p: Params = s.params();
-                p.channels / p.groups.max(1) <= 256 && p.spatial * (p.channels / p.groups.max(1)) >= 512
-            },
-            grid,
+            name: "wide_subgroups",
+            family: "wide_subgroups",
+            source: &[ELEM, TREE_SUBGROUP, activation::SIGMOID, include_str!("../../shaders/group_norm_wide.wgsl")],
+            ..WIDE
         },
+        WIDE,
     ],
+};
+
+const WIDE: Variant = Variant {
+    name: "wide",
+    family: "wide",
+    source: &[ELEM, TREE_F32, activation::SIGMOID, include_str!("../../shaders/group_norm_wide.wgsl")],
+    workgroup: 256,
+    meant_for: Machine::Hardware,
+    constants: |_| vec![],
+    accepts: |s| {
+        let p: Params = s.params();
+        p.channels / p.groups.max(1) <= 256 && p.spatial * (p.channels / p.groups.max(1)) >= 512
+    },
+    grid,
 };
 
 /// A workgroup per group of an item.

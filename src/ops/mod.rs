@@ -29,6 +29,7 @@ pub mod pool2d;
 pub mod reduce;
 pub mod repeat;
 pub mod resize_bilinear;
+pub(crate) mod row_slices;
 pub mod slice;
 pub mod softmax;
 pub mod solver_step;
@@ -50,6 +51,9 @@ pub(crate) const NAN: &str = include_str!("../../shaders/lib/nan.wgsl");
 pub(crate) const EXPONENTIAL: &str = include_str!("../../shaders/lib/exponential.wgsl");
 /// WGSL fragment: sum and maximum over a workgroup.
 pub(crate) const TREE_F32: &str = include_str!("../../shaders/lib/tree_f32.wgsl");
+/// WGSL fragments with the interface of [`TREE_F32`]: over slices of a workgroup, and by its subgroups.
+pub(crate) const TREE_SLICES: &str = include_str!("../../shaders/lib/tree_slices.wgsl");
+pub(crate) const TREE_SUBGROUP: &str = crate::plan::card::TREE_SUBGROUP;
 /// WGSL fragment: integer sum and minimum over a workgroup.
 pub(crate) const TREE_U32: &str = include_str!("../../shaders/lib/tree_u32.wgsl");
 

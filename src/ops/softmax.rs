@@ -5,7 +5,7 @@
 use rayon::prelude::*;
 
 use crate::base::{DType, Result, Tolerance};
-use crate::ops::{ELEM, TREE_F32, lanes};
+use crate::ops::{ELEM, TREE_F32, TREE_SLICES, TREE_SUBGROUP, lanes, row_slices};
 use crate::params;
 use crate::plan::card::grid_1d;
 use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Machine, Op, StepView, Tape, Tensor, TwinCall, Variant};
@@ -28,16 +28,51 @@ pub static OP: Op = Op {
     tolerance: Tolerance { relative: 5e-6, reason: "exp(x) of WGSL may be wrong by 3 + 2|x| ulp; large |x - max| have small results" },
     f16: true,
     statistics: &[],
-    variants: &[Variant {
-        name: "direct",
-        family: "direct",
-        source: &[ELEM, TREE_F32, include_str!("../../shaders/softmax.wgsl")],
-        workgroup: 64,
-        meant_for: Machine::Any,
-        constants: |_| vec![],
-        accepts: |_| true,
-        grid: |s| grid_1d(s.params::<Params>().rows as usize, 1),
-    }],
+    variants: &[
+        DIRECT,
+        Variant {
+            name: "subgroups",
+            family: "subgroups",
+            source: &[ELEM, TREE_SUBGROUP, include_str!("../../shaders/softmax.wgsl")],
+            meant_for: Machine::Hardware,
+            ..DIRECT
+        },
+        Variant {
+            name: "wide_subgroups",
+            family: "wide_subgroups",
+            source: &[ELEM, TREE_SUBGROUP, include_str!("../../shaders/softmax_wide.wgsl")],
+            constants: |s| row_slices::constants_alone(s.params::<Params>().channels),
+            grid: DIRECT.grid,
+            ..WIDE
+        },
+        WIDE,
+    ],
+};
+
+const DIRECT: Variant = Variant {
+    name: "direct",
+    family: "direct",
+    source: &[ELEM, TREE_F32, include_str!("../../shaders/softmax.wgsl")],
+    workgroup: 64,
+    meant_for: Machine::Any,
+    constants: |_| vec![],
+    accepts: |_| true,
+    grid: |s| grid_1d(s.params::<Params>().rows as usize, 1),
+};
+
+/// The heuristic's choice on hardware unmeasured: it reads x once where `direct` reads it three times, in wider loads.
+const WIDE: Variant = Variant {
+    name: "wide",
+    family: "wide",
+    source: &[ELEM, TREE_SLICES, include_str!("../../shaders/softmax_wide.wgsl")],
+    workgroup: 256,
+    meant_for: Machine::Hardware,
+    constants: |s| row_slices::constants(s.params::<Params>().channels),
+    accepts: |s| row_slices::accepts(s.params::<Params>().channels),
+    grid: |s| {
+        let p: Params = s.params();
+        row_slices::grid(p.rows, p.channels)
+    },
 };
 
 impl Tape {
@@ -94,12 +129,29 @@ fn cases() -> Vec<Case> {
         // exp(x) alone would overflow.
         case("far", &[3, 65], Fill::Affine { scale: 20.0, shift: 1000.0 }),
         case("many_rows", &[40_000, 9], Fill::Normal).without_golden(),
+        // Slices of 8, 16, 32 and 64 invocations, with and without groups that are not there; CLIP's 77 tokens.
+        case("keys_64", &[6, 7, 64], Fill::Affine { scale: 3.0, shift: 0.0 }).without_golden(),
+        case("keys_77", &[11, 77], Fill::Normal).without_golden(),
+        case("ragged_100", &[13, 100], Fill::Affine { scale: 20.0, shift: 1000.0 }).without_golden(),
+        case("keys_320", &[37, 320], Fill::Normal).without_golden(),
+        case("keys_640", &[17, 640], Fill::Normal).without_golden(),
+        case("keys_1280", &[5, 1280], Fill::Affine { scale: 3.0, shift: -50.0 }).without_golden(),
+        // Exponentials overflow unless the maximum is the whole row's.
+        case("far_apart", &[5, 1200], Fill::Affine { scale: 200.0, shift: 0.0 }).without_golden(),
+        case("many_narrow_rows", &[66_001, 8], Fill::Normal).without_golden(),
+        case("widest", &[3, 8192], Fill::Normal).without_golden(),
+        case("ragged_7204", &[2, 7204], Fill::Normal).without_golden(),
         case("long_rows", &[3, 20_011], Fill::Normal).without_golden(),
     ]
 }
 
 fn bench() -> Vec<Case> {
-    vec![case("unet_48x64x64", &[48, 64, 64], Fill::Normal), case("sd_16x1024x1024", &[16, 1024, 1024], Fill::Normal)]
+    vec![
+        case("unet_48x64x64", &[48, 64, 64], Fill::Normal),
+        case("sd_16x1024x1024", &[16, 1024, 1024], Fill::Normal),
+        case("text_16x1024x77", &[16, 1024, 77], Fill::Normal),
+        case("keys_16x1024x64", &[16, 1024, 64], Fill::Normal),
+    ]
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! An op is a value: its card holds everything that any reader of a tape needs to know about it.
 
 use crate::base::{DType, Result, Shape, Tolerance};
-use crate::plan::{Tape, Tensor};
+use crate::plan::{Limits, Tape, Tensor};
 
 /// Work of one step, counted from its shapes. A multiply-add is two floating point operations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -190,6 +190,9 @@ impl CaseInput {
 pub(crate) const ELEM: &str = include_str!("../../shaders/lib/elem_f32.wgsl");
 const ELEM_F16: &str = include_str!("../../shaders/lib/elem_f16.wgsl");
 
+/// WGSL fragment: sum and maximum over a workgroup by operations of its subgroups. A kernel that has it compiles where these are.
+pub(crate) const TREE_SUBGROUP: &str = include_str!("../../shaders/lib/tree_subgroup.wgsl");
+
 /// One GPU kernel for an op: its idea, its WGSL, what it is meant for.
 pub struct Variant {
     /// The idea: `direct`, `tiled`.
@@ -229,14 +232,20 @@ impl Variant {
         self.source.iter().map(fragment).collect::<Vec<_>>().join("\n")
     }
 
-    /// Whether it is worth more than the ones before it on `machine`.
-    pub fn is_meant_for(&self, machine: Machine) -> bool {
-        self.meant_for <= machine
+    /// Whether it is made of operations of subgroups.
+    pub fn needs_subgroups(&self) -> bool {
+        self.source.contains(&TREE_SUBGROUP)
     }
 
-    /// Whether `machine` can compile it.
-    pub fn runs_on(&self, machine: Machine) -> bool {
-        self.meant_for < Machine::Matrices || machine == Machine::Matrices
+    /// Whether it is worth more than the ones before it on `machine`. Whether subgroups are worth more than workgroup memory is the
+    /// driver's matter: only a measurement says so.
+    pub fn is_meant_for(&self, machine: Machine) -> bool {
+        self.meant_for <= machine && !self.needs_subgroups()
+    }
+
+    /// Whether a device of these limits can compile it.
+    pub fn runs_on(&self, limits: &Limits) -> bool {
+        (self.meant_for < Machine::Matrices || limits.machine == Machine::Matrices) && (limits.subgroups || !self.needs_subgroups())
     }
 
     /// The readable kernel of most ops: one invocation per element of the result, in workgroups of 256 of a `grid_1d` grid.

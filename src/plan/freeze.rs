@@ -15,12 +15,19 @@ pub struct Limits {
     pub workgroups_per_axis: u32,
     /// For which kernels are chosen.
     pub machine: Machine,
+    /// Whether kernels may be made of operations of subgroups.
+    pub subgroups: bool,
 }
 
 impl Limits {
     /// The CPU executor: element counts and indices of the ops are 32 bits wide, so 16 GiB a tensor.
-    pub const HOST: Limits =
-        Limits { binding_bytes: u32::MAX as u64 * 4, buffer_bytes: u32::MAX as u64 * 4, workgroups_per_axis: u32::MAX, machine: Machine::Any };
+    pub const HOST: Limits = Limits {
+        binding_bytes: u32::MAX as u64 * 4,
+        buffer_bytes: u32::MAX as u64 * 4,
+        workgroups_per_axis: u32::MAX,
+        machine: Machine::Any,
+        subgroups: false,
+    };
 }
 
 #[derive(Clone, Debug)]

@@ -101,18 +101,19 @@ pub(super) fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
         subgroup: features.contains(wgpu::Features::SUBGROUP).then_some((info.subgroup_min_size, info.subgroup_max_size)),
         cooperative_matrix: cooperative.iter().map(shape).collect(),
         timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
-        limits: plan_limits(&limits, kind),
+        limits: plan_limits(&limits, features, kind),
         workgroup_memory_bytes: limits.max_compute_workgroup_storage_size,
         invocations_per_workgroup: limits.max_compute_invocations_per_workgroup,
         storage_buffers: limits.max_storage_buffers_per_shader_stage,
     }
 }
 
-pub(super) fn plan_limits(limits: &wgpu::Limits, kind: AdapterKind) -> Limits {
+pub(super) fn plan_limits(limits: &wgpu::Limits, features: wgpu::Features, kind: AdapterKind) -> Limits {
     Limits {
         binding_bytes: limits.max_storage_buffer_binding_size,
         buffer_bytes: limits.max_buffer_size,
         workgroups_per_axis: limits.max_compute_workgroups_per_dimension,
         machine: if kind == AdapterKind::Software { Machine::Any } else { Machine::Hardware },
+        subgroups: features.contains(wgpu::Features::SUBGROUP),
     }
 }

@@ -44,7 +44,7 @@ impl Gpu {
         Gpu::open_with(index, &Settings { tune: Tune::Off, ..Settings::default() })
     }
 
-    /// The same with no optional features but timestamps, f16, pipeline caches and cooperative matrices, and with what `settings` says.
+    /// The same with no optional features but timestamps, f16, pipeline caches, subgroups and cooperative matrices, and with what `settings` says.
     pub fn open_with(index: usize, settings: &Settings) -> Result<Arc<Gpu>> {
         let adapters = adapter::list();
         let place = format!("--device {index}");
@@ -57,7 +57,7 @@ impl Gpu {
         if settings.precision == Precision::F16 && !summary.f16 {
             return Err(Error::new(Kind::Device, summary.name, "it has no f16 in shaders, expected --precision f32"));
         }
-        let mut wanted = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SHADER_F16 | wgpu::Features::PIPELINE_CACHE;
+        let mut wanted = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SHADER_F16 | wgpu::Features::PIPELINE_CACHE | wgpu::Features::SUBGROUP;
         if settings.matrices && summary.has_matrices {
             wanted |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
             summary.limits.machine = Machine::Matrices;
