@@ -3,12 +3,14 @@
 struct Params {
     batch: u32, in_h: u32, in_w: u32, in_c: u32, out_h: u32, out_w: u32, out_c: u32, kernel_h: u32, kernel_w: u32,
     stride_h: u32, stride_w: u32, pad_top: u32, pad_left: u32, dilation_h: u32, dilation_w: u32, groups: u32, has_bias: u32,
+    enlarged: u32, added_rows: u32, added_count: u32, function: u32, a: f32, b: f32,
 }
-@group(0) @binding(0) var<uniform>             p:    Params;
-@group(0) @binding(1) var<storage, read>       x:    array<elem>;   // [N, H, W, I]
-@group(0) @binding(2) var<storage, read>       w:    array<elem>;   // [KH, KW, I/G, O]
-@group(0) @binding(3) var<storage, read>       bias: array<elem>;   // [O], or anything when has_bias is 0
-@group(0) @binding(4) var<storage, read_write> y:    array<elem>;   // [N, OH, OW, O]
+@group(0) @binding(0) var<uniform>             p:     Params;
+@group(0) @binding(1) var<storage, read>       x:     array<elem>;   // [N, H, W, I]
+@group(0) @binding(2) var<storage, read>       w:     array<elem>;   // [KH, KW, I/G, O]
+@group(0) @binding(3) var<storage, read>       bias:  array<elem>;   // [O], or anything when has_bias is 0
+@group(0) @binding(4) var<storage, read>       added: array<elem>;   // [rows, O], or anything when added_count is 0
+@group(0) @binding(5) var<storage, read_write> y:     array<elem>;   // [N, OH, OW, O]
 
 override WG: u32 = 64u;
 
@@ -29,13 +31,12 @@ fn main(@builtin(global_invocation_id) gid: vec3<u32>, @builtin(num_workgroups) 
         for (var kw = 0u; kw < p.kernel_w; kw++) {
             let iw = ow * p.stride_w + kw * p.dilation_w - p.pad_left;
             if iw >= p.in_w { continue; }
-            let start = ((n * p.in_h + ih) * p.in_w + iw) * p.in_c + c0;
+            let start = ((n * (p.in_h >> p.enlarged) + (ih >> p.enlarged)) * (p.in_w >> p.enlarged) + (iw >> p.enlarged)) * p.in_c + c0;
             let tap = (kh * p.kernel_w + kw) * per_group * p.out_c + o;
             for (var i = 0u; i < per_group; i++) {
                 sum += f32(x[start + i]) * f32(w[tap + i * p.out_c]);
             }
         }
     }
-    if p.has_bias != 0u { sum += f32(bias[o]); }
-    y[index] = elem(sum);
+    y[index] = finished(sum, index / p.out_c, o, p.out_c);
 }

@@ -4,12 +4,14 @@
 struct Params {
     batch: u32, in_h: u32, in_w: u32, in_c: u32, out_h: u32, out_w: u32, out_c: u32, kernel_h: u32, kernel_w: u32,
     stride_h: u32, stride_w: u32, pad_top: u32, pad_left: u32, dilation_h: u32, dilation_w: u32, groups: u32, has_bias: u32,
+    enlarged: u32, added_rows: u32, added_count: u32, function: u32, a: f32, b: f32,
 }
-@group(0) @binding(0) var<uniform>             p:    Params;
-@group(0) @binding(1) var<storage, read>       x:    array<elem4>;   // [N, H, W, I / 4]
-@group(0) @binding(2) var<storage, read>       w:    array<elem4>;   // [KH, KW, I, O / 4]
-@group(0) @binding(3) var<storage, read>       bias: array<elem4>;   // [O / 4], or anything when has_bias is 0
-@group(0) @binding(4) var<storage, read_write> y:    array<elem4>;   // [N, OH, OW, O / 4]
+@group(0) @binding(0) var<uniform>             p:     Params;
+@group(0) @binding(1) var<storage, read>       x:     array<elem4>;   // [N, H, W, I / 4]
+@group(0) @binding(2) var<storage, read>       w:     array<elem4>;   // [KH, KW, I, O / 4]
+@group(0) @binding(3) var<storage, read>       bias:  array<elem4>;   // [O / 4], or anything when has_bias is 0
+@group(0) @binding(4) var<storage, read>       added: array<elem4>;   // [rows, O / 4], or anything when added_count is 0
+@group(0) @binding(5) var<storage, read_write> y:     array<elem4>;   // [N, OH, OW, O / 4]
 
 var<private> tile: vec3<u32>;     // the workgroup's
 var<private> left_c4: u32;        // the group of four channels, within the step, that this invocation brings
@@ -26,7 +28,7 @@ fn prepare(lane: u32) {
     left_c4 = lane % 8u;
     top = pixel / p.out_w % p.out_h * p.stride_h - p.pad_top;
     start = pixel % p.out_w * p.stride_w - p.pad_left;
-    image = pixel / (p.out_w * p.out_h) * p.in_h;
+    image = pixel / (p.out_w * p.out_h) * (p.in_h >> p.enlarged);
     kh = 0u;
     kw = 0u;
     first_c = 0u;
@@ -44,8 +46,8 @@ fn left_value(i: u32, c4_on: u32) -> vec4<f16> {
     let ih = top[i] + kh * p.dilation_h;
     let iw = start[i] + kw * p.dilation_w;
     let c4 = first_c / 4u + left_c4 + c4_on;
-    if image[i] >= p.batch * p.in_h || ih >= p.in_h || iw >= p.in_w || c4 >= p.in_c / 4u { return vec4<f16>(); }
-    return x[((image[i] + ih) * p.in_w + iw) * (p.in_c / 4u) + c4];
+    if image[i] >= p.batch * (p.in_h >> p.enlarged) || ih >= p.in_h || iw >= p.in_w || c4 >= p.in_c / 4u { return vec4<f16>(); }
+    return x[((image[i] + (ih >> p.enlarged)) * (p.in_w >> p.enlarged) + (iw >> p.enlarged)) * (p.in_c / 4u) + c4];
 }
 
 fn right_values(k: u32, n4: u32) -> vec4<f16> {
@@ -61,7 +63,5 @@ fn store_result(row: u32, column: u32, value: vec4<f32>) {
     let pixel = tile.y * TILE_M + row;
     let col = tile.x * TILE_N4 + column;
     if pixel >= p.batch * p.out_h * p.out_w || col >= o4 { return; }
-    var b = vec4<f32>();
-    if p.has_bias != 0u { b = vec4<f32>(bias[col]); }
-    y[pixel * o4 + col] = elem4(value + b);
+    y[pixel * o4 + col] = finished(value, pixel, col, o4);
 }

@@ -4,12 +4,14 @@
 struct Params {
     batch: u32, in_h: u32, in_w: u32, in_c: u32, out_h: u32, out_w: u32, out_c: u32, kernel_h: u32, kernel_w: u32,
     stride_h: u32, stride_w: u32, pad_top: u32, pad_left: u32, dilation_h: u32, dilation_w: u32, groups: u32, has_bias: u32,
+    enlarged: u32, added_rows: u32, added_count: u32, function: u32, a: f32, b: f32,
 }
-@group(0) @binding(0) var<uniform>             p:    Params;
-@group(0) @binding(1) var<storage, read>       x:    array<elem4>;   // [N, H, W, I / 4]
-@group(0) @binding(2) var<storage, read>       w:    array<elem4>;   // [KH, KW, I, O / 4]
-@group(0) @binding(3) var<storage, read>       bias: array<elem4>;   // [O / 4], or anything when has_bias is 0
-@group(0) @binding(4) var<storage, read_write> y:    array<elem4>;   // [N, OH, OW, O / 4]
+@group(0) @binding(0) var<uniform>             p:     Params;
+@group(0) @binding(1) var<storage, read>       x:     array<elem4>;   // [N, H, W, I / 4]
+@group(0) @binding(2) var<storage, read>       w:     array<elem4>;   // [KH, KW, I, O / 4]
+@group(0) @binding(3) var<storage, read>       bias:  array<elem4>;   // [O / 4], or anything when has_bias is 0
+@group(0) @binding(4) var<storage, read>       added: array<elem4>;   // [rows, O / 4], or anything when added_count is 0
+@group(0) @binding(5) var<storage, read_write> y:     array<elem4>;   // [N, OH, OW, O / 4]
 
 var<private> tile: vec3<u32>;   // the workgroup's
 
@@ -25,7 +27,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let k_of_column = lane / TILE_N4;
     let top = pixel / p.out_w % p.out_h * p.stride_h - p.pad_top;   // above the image it wraps to a huge number
     let start = pixel % p.out_w * p.stride_w - p.pad_left;
-    let image = pixel / (p.out_w * p.out_h) * p.in_h;
+    let image = pixel / (p.out_w * p.out_h) * (p.in_h >> p.enlarged);
 
     let per_cell = (p.in_c + TILE_K - 1u) / TILE_K;
     let steps = p.kernel_h * p.kernel_w * per_cell;
@@ -39,7 +41,9 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
             let ih = top + kh * p.dilation_h;
             let iw = start + kw * p.dilation_w;
             let cx = c / 4u + c_of_pixel;
-            if pixel < pixels && ih < p.in_h && iw < p.in_w && cx < i4 { x_next = vec4<f32>(x[((image + ih) * p.in_w + iw) * i4 + cx]); }
+            if pixel < pixels && ih < p.in_h && iw < p.in_w && cx < i4 {
+                x_next = vec4<f32>(x[((image + (ih >> p.enlarged)) * (p.in_w >> p.enlarged) + (iw >> p.enlarged)) * i4 + cx]);
+            }
             let cw = c + k_of_column;
             if column < o4 && cw < p.in_c { w_next = vec4<f32>(w[((kh * p.kernel_w + kw) * p.in_c + cw) * o4 + column]); }
             c += TILE_K;
@@ -62,7 +66,5 @@ fn store_result(row: u32, column: u32, value: vec4<f32>) {
     let pixel = tile.y * TILE_M + row;
     let col = tile.x * TILE_N4 + column;
     if pixel >= p.batch * p.out_h * p.out_w || col >= o4 { return; }
-    var b = vec4<f32>();
-    if p.has_bias != 0u { b = vec4<f32>(bias[col]); }
-    y[pixel * o4 + col] = elem4(value + b);
+    y[pixel * o4 + col] = finished(value, pixel, col, o4);
 }

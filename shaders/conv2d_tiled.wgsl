@@ -4,12 +4,14 @@
 struct Params {
     batch: u32, in_h: u32, in_w: u32, in_c: u32, out_h: u32, out_w: u32, out_c: u32, kernel_h: u32, kernel_w: u32,
     stride_h: u32, stride_w: u32, pad_top: u32, pad_left: u32, dilation_h: u32, dilation_w: u32, groups: u32, has_bias: u32,
+    enlarged: u32, added_rows: u32, added_count: u32, function: u32, a: f32, b: f32,
 }
-@group(0) @binding(0) var<uniform>             p:    Params;
-@group(0) @binding(1) var<storage, read>       x:    array<elem>;    // [N, H, W, I]
-@group(0) @binding(2) var<storage, read>       w:    array<elem4>;   // [KH, KW, I, O / 4]
-@group(0) @binding(3) var<storage, read>       bias: array<elem4>;   // [O / 4], or anything when has_bias is 0
-@group(0) @binding(4) var<storage, read_write> y:    array<elem4>;   // [N, OH, OW, O / 4]
+@group(0) @binding(0) var<uniform>             p:     Params;
+@group(0) @binding(1) var<storage, read>       x:     array<elem>;    // [N, H, W, I]
+@group(0) @binding(2) var<storage, read>       w:     array<elem4>;   // [KH, KW, I, O / 4]
+@group(0) @binding(3) var<storage, read>       bias:  array<elem4>;   // [O / 4], or anything when has_bias is 0
+@group(0) @binding(4) var<storage, read>       added: array<elem4>;   // [rows, O / 4], or anything when added_count is 0
+@group(0) @binding(5) var<storage, read_write> y:     array<elem4>;   // [N, OH, OW, O / 4]
 
 override WG: u32 = 16u;
 
@@ -26,7 +28,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     for (var kh = 0u; kh < p.kernel_h; kh++) {
         let ih = oh * p.stride_h + kh * p.dilation_h - p.pad_top;       // above the image it wraps to a huge number
         if ih >= p.in_h { continue; }
-        let row = (n * p.in_h + ih) * p.in_w;
+        let row = (n * (p.in_h >> p.enlarged) + (ih >> p.enlarged)) * (p.in_w >> p.enlarged);
         for (var kw = 0u; kw < p.kernel_w; kw++) {
             let iw = ow0 * p.stride_w + kw * p.dilation_w - p.pad_left;
             // A column outside x loads column 0 and counts as zero.
@@ -36,10 +38,10 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
             let m2 = i2 < p.in_w; let m3 = i3 < p.in_w;
             let m4 = i4 < p.in_w; let m5 = i5 < p.in_w;
             let m6 = i6 < p.in_w; let m7 = i7 < p.in_w;
-            let a0 = (row + select(0u, i0, m0)) * p.in_c; let a1 = (row + select(0u, i1, m1)) * p.in_c;
-            let a2 = (row + select(0u, i2, m2)) * p.in_c; let a3 = (row + select(0u, i3, m3)) * p.in_c;
-            let a4 = (row + select(0u, i4, m4)) * p.in_c; let a5 = (row + select(0u, i5, m5)) * p.in_c;
-            let a6 = (row + select(0u, i6, m6)) * p.in_c; let a7 = (row + select(0u, i7, m7)) * p.in_c;
+            let a0 = (row + (select(0u, i0, m0) >> p.enlarged)) * p.in_c; let a1 = (row + (select(0u, i1, m1) >> p.enlarged)) * p.in_c;
+            let a2 = (row + (select(0u, i2, m2) >> p.enlarged)) * p.in_c; let a3 = (row + (select(0u, i3, m3) >> p.enlarged)) * p.in_c;
+            let a4 = (row + (select(0u, i4, m4) >> p.enlarged)) * p.in_c; let a5 = (row + (select(0u, i5, m5) >> p.enlarged)) * p.in_c;
+            let a6 = (row + (select(0u, i6, m6) >> p.enlarged)) * p.in_c; let a7 = (row + (select(0u, i7, m7) >> p.enlarged)) * p.in_c;
             var at = (kh * p.kernel_w + kw) * p.in_c * o4 + col;
             for (var i = 0u; i < p.in_c; i++) {
                 let v = vec4<f32>(w[at]);
@@ -55,16 +57,15 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
             }
         }
     }
-    var b = vec4<f32>();
-    if p.has_bias != 0u { b = vec4<f32>(bias[col]); }
-    let out = (wid.y * p.out_w + ow0) * o4 + col;
+    let pixel = wid.y * p.out_w + ow0;
+    let out = pixel * o4 + col;
     let count = p.out_w - ow0;
-    y[out] = elem4(s0 + b);
-    if count > 1u { y[out + o4] = elem4(s1 + b); }
-    if count > 2u { y[out + 2u * o4] = elem4(s2 + b); }
-    if count > 3u { y[out + 3u * o4] = elem4(s3 + b); }
-    if count > 4u { y[out + 4u * o4] = elem4(s4 + b); }
-    if count > 5u { y[out + 5u * o4] = elem4(s5 + b); }
-    if count > 6u { y[out + 6u * o4] = elem4(s6 + b); }
-    if count > 7u { y[out + 7u * o4] = elem4(s7 + b); }
+    y[out] = finished(s0, pixel, col, o4);
+    if count > 1u { y[out + o4] = finished(s1, pixel + 1u, col, o4); }
+    if count > 2u { y[out + 2u * o4] = finished(s2, pixel + 2u, col, o4); }
+    if count > 3u { y[out + 3u * o4] = finished(s3, pixel + 3u, col, o4); }
+    if count > 4u { y[out + 4u * o4] = finished(s4, pixel + 4u, col, o4); }
+    if count > 5u { y[out + 5u * o4] = finished(s5, pixel + 5u, col, o4); }
+    if count > 6u { y[out + 6u * o4] = finished(s6, pixel + 6u, col, o4); }
+    if count > 7u { y[out + 7u * o4] = finished(s7, pixel + 7u, col, o4); }
 }

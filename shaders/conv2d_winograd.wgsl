@@ -6,12 +6,14 @@
 struct Params {
     batch: u32, in_h: u32, in_w: u32, in_c: u32, out_h: u32, out_w: u32, out_c: u32, kernel_h: u32, kernel_w: u32,
     stride_h: u32, stride_w: u32, pad_top: u32, pad_left: u32, dilation_h: u32, dilation_w: u32, groups: u32, has_bias: u32,
+    enlarged: u32, added_rows: u32, added_count: u32, function: u32, a: f32, b: f32,
 }
-@group(0) @binding(0) var<uniform>             p:    Params;
-@group(0) @binding(1) var<storage, read>       x:    array<elem4>;   // [N, H, W, I / 4]
-@group(0) @binding(2) var<storage, read>       w:    array<elem4>;   // [3, 3, I, O / 4]
-@group(0) @binding(3) var<storage, read>       bias: array<elem4>;   // [O / 4], or anything when has_bias is 0
-@group(0) @binding(4) var<storage, read_write> y:    array<elem4>;   // [N, OH, OW, O / 4]
+@group(0) @binding(0) var<uniform>             p:     Params;
+@group(0) @binding(1) var<storage, read>       x:     array<elem4>;   // [N, H, W, I / 4]
+@group(0) @binding(2) var<storage, read>       w:     array<elem4>;   // [3, 3, I, O / 4]
+@group(0) @binding(3) var<storage, read>       bias:  array<elem4>;   // [O / 4], or anything when has_bias is 0
+@group(0) @binding(4) var<storage, read>       added: array<elem4>;   // [rows, O / 4], or anything when added_count is 0
+@group(0) @binding(5) var<storage, read_write> y:     array<elem4>;   // [N, OH, OW, O / 4]
 
 const RIGHT: u32 = 512u;
 // Of x [k][point][tile / 4], from RIGHT on of the weight [k][point][channel / 4]; at the end sums [point][tile][channel / 4].
@@ -24,7 +26,7 @@ struct Row { a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32> }
 // Four channels of the pixel in row `ih` and column `iw` of the image whose first row is `image`; zero outside it, where both wrap to huge numbers.
 fn pixel(image: u32, ih: u32, iw: u32, c: u32) -> vec4<f32> {
     if ih >= p.in_h || iw >= p.in_w { return vec4<f32>(); }
-    return vec4<f32>(x[((image + ih) * p.in_w + iw) * (p.in_c / 4u) + c]);
+    return vec4<f32>(x[((image + (ih >> p.enlarged)) * (p.in_w >> p.enlarged) + (iw >> p.enlarged)) * (p.in_c / 4u) + c]);
 }
 
 // Row `r` of B^T d B for a patch d whose first pixel is (top, start): rows of B^T are d0 - d2, d1 + d2, d2 - d1, d1 - d3.
@@ -105,7 +107,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let has_tile = is_x && t < tiles;
     let top = t / tiles_w % tiles_h * 2u - p.pad_top;
     let start = t % tiles_w * 2u - p.pad_left;
-    let image = t / (tiles_w * tiles_h) * p.in_h;
+    let image = t / (tiles_w * tiles_h) * (p.in_h >> p.enlarged);
     let k = lane / 8u % 4u;
     let col = wid.x * 8u + lane % 8u;
     // What it multiplies: 8 tiles and 8 channels, in two runs of four each.
@@ -183,7 +185,6 @@ fn store_result(tile: u32, row: u32, column: u32, col: u32, value: vec4<f32>) {
     let ow = tile % tiles_w * 2u + column;
     let n = tile / (tiles_w * tiles_h);
     if n >= p.batch || oh >= p.out_h || ow >= p.out_w || col >= o4 { return; }
-    var b = vec4<f32>();
-    if p.has_bias != 0u { b = vec4<f32>(bias[col]); }
-    y[((n * p.out_h + oh) * p.out_w + ow) * o4 + col] = elem4(value + b);
+    let pixel = (n * p.out_h + oh) * p.out_w + ow;
+    y[pixel * o4 + col] = finished(value, pixel, col, o4);
 }

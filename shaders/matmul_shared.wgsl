@@ -1,11 +1,15 @@
 // matmul by tiles in workgroup memory (lib/tile_*).   K % 4 == 0, N % 4 == 0.
 // Each invocation loads four values of a and four of w per step; tiles that hang over the edge are filled with zeros.
-struct Params { batch: u32, m: u32, k: u32, n: u32, batched: u32, has_bias: u32 }
-@group(0) @binding(0) var<uniform>             p:    Params;
-@group(0) @binding(1) var<storage, read>       a:    array<elem4>;   // [B, M, K / 4]
-@group(0) @binding(2) var<storage, read>       w:    array<elem4>;   // [B or 1, K, N / 4]
-@group(0) @binding(3) var<storage, read>       bias: array<elem4>;   // [N / 4], or anything when has_bias is 0
-@group(0) @binding(4) var<storage, read_write> y:    array<elem4>;   // [B, M, N / 4]
+struct Params {
+    batch: u32, m: u32, k: u32, n: u32, batched: u32, has_bias: u32,
+    added_rows: u32, added_count: u32, function: u32, a: f32, b: f32,
+}
+@group(0) @binding(0) var<uniform>             p:     Params;
+@group(0) @binding(1) var<storage, read>       a:     array<elem4>;   // [B, M, K / 4]
+@group(0) @binding(2) var<storage, read>       w:     array<elem4>;   // [B or 1, K, N / 4]
+@group(0) @binding(3) var<storage, read>       bias:  array<elem4>;   // [N / 4], or anything when has_bias is 0
+@group(0) @binding(4) var<storage, read>       added: array<elem4>;   // [rows, N / 4], or anything when added_count is 0
+@group(0) @binding(5) var<storage, read_write> y:     array<elem4>;   // [B, M, N / 4]
 
 var<private> tile: vec3<u32>;   // the workgroup's
 
@@ -47,7 +51,6 @@ fn store_result(row: u32, column: u32, value: vec4<f32>) {
     let m = tile.y * TILE_M + row;
     let col = tile.x * TILE_N4 + column;
     if m >= p.m || col >= n4 { return; }
-    var b = vec4<f32>();
-    if p.has_bias != 0u { b = vec4<f32>(bias[col]); }
-    y[(tile.z * p.m + m) * n4 + col] = elem4(value + b);
+    let at = tile.z * p.m + m;
+    y[at * n4 + col] = finished(value, at, col, n4);
 }

@@ -1,10 +1,14 @@
 // matmul of few rows: a workgroup makes 64 columns of one row, and its 16 slices part K among them.   N % 4 == 0.
-struct Params { batch: u32, m: u32, k: u32, n: u32, batched: u32, has_bias: u32 }
-@group(0) @binding(0) var<uniform>             p:    Params;
-@group(0) @binding(1) var<storage, read>       a:    array<elem>;    // [B, M, K]
-@group(0) @binding(2) var<storage, read>       w:    array<elem4>;   // [B or 1, K, N / 4]
-@group(0) @binding(3) var<storage, read>       bias: array<elem4>;   // [N / 4], or anything when has_bias is 0
-@group(0) @binding(4) var<storage, read_write> y:    array<elem4>;   // [B, M, N / 4]
+struct Params {
+    batch: u32, m: u32, k: u32, n: u32, batched: u32, has_bias: u32,
+    added_rows: u32, added_count: u32, function: u32, a: f32, b: f32,
+}
+@group(0) @binding(0) var<uniform>             p:     Params;
+@group(0) @binding(1) var<storage, read>       a:     array<elem>;    // [B, M, K]
+@group(0) @binding(2) var<storage, read>       w:     array<elem4>;   // [B or 1, K, N / 4]
+@group(0) @binding(3) var<storage, read>       bias:  array<elem4>;   // [N / 4], or anything when has_bias is 0
+@group(0) @binding(4) var<storage, read>       added: array<elem4>;   // [rows, N / 4], or anything when added_count is 0
+@group(0) @binding(5) var<storage, read_write> y:     array<elem4>;   // [B, M, N / 4]
 
 const SLICES: u32 = 16u;
 
@@ -27,6 +31,5 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     workgroupBarrier();
     if lane >= 16u || column >= n4 { return; }
     for (var s = 1u; s < SLICES; s++) { sum += sums[s * 16u + lane]; }
-    if p.has_bias != 0u { sum += vec4<f32>(bias[column]); }
-    y[row * n4 + column] = elem4(sum);
+    y[row * n4 + column] = finished(sum, row, column, n4);
 }

@@ -14,8 +14,8 @@ use naevus::plan::{Case, Machine, Op, Variant};
 /// Work of a case that emulation gets through in a second or two.
 const MOST_FLOPS: u64 = 60_000_000;
 
-/// Wide heads, whose emulated kernels lavapipe compiles for minutes.
-const TOO_LONG: [&str; 2] = ["head_80", "head_160"];
+/// Cases whose emulated kernels lavapipe compiles for minutes: wide heads, and most of the functions that may follow a sum.
+const TOO_LONG: [&str; 6] = ["head_80", "head_160", "joined_item", "joined_all", "joined_blocks", "joined_few_in"];
 
 fn flops(case: &Case) -> u64 {
     ops::case::record(case).expect("a case records").0.total_cost().flops
@@ -35,8 +35,10 @@ fn read(path: &str) -> String {
 }
 
 /// `coopLoadT<Left>(&left[at], stride)` becomes `coopLoadT_Left_left(at, stride)`, and so on; with functions for all of these.
-fn emulated(source: &str) -> String {
-    let mut rest = source.replace(&read("shaders/lib/matrices.wgsl"), "").replace("enable wgpu_cooperative_matrix;", "");
+fn emulated(source: &str, of_8: bool) -> String {
+    let types = if of_8 { "shaders/lib/matrices_of_8.wgsl" } else { "shaders/lib/matrices.wgsl" };
+    assert!(source.contains(&read(types)), "{types} is not there");
+    let mut rest = source.replace(&read(types), "").replace("enable wgpu_cooperative_matrix;", "");
     rest = rest.replace("coopMultiplyAdd(", "coopMultiplyAdd_emulated(");
     let mut used = BTreeSet::new();
     let mut text = String::new();
@@ -54,7 +56,7 @@ fn emulated(source: &str) -> String {
         rest = after.to_string();
     }
     text += &rest;
-    let library = read("tests/emulated/matrices.wgsl");
+    let library = read(if of_8 { "tests/emulated/matrices_8.wgsl" } else { "tests/emulated/matrices.wgsl" });
     let mut parts = library.split("//:");
     let types = parts.next().expect("the types come first").replace("RIGHT", &used.iter().find(|u| u.0 == "Right").expect("there is a right side").1);
     for part in parts {
@@ -70,14 +72,18 @@ fn anywhere(variant: &Variant) -> &'static Variant {
 }
 
 fn proofs(gpu: &Arc<Gpu>, op: &'static Op, variant: &Variant, change: impl Fn(String) -> String, cases: &[&str]) -> Vec<Proof> {
-    let source = change(emulated(&variant.wgsl(DType::F16)));
     let wanted = |case: &Case| if cases.is_empty() { flops(case) <= MOST_FLOPS && !TOO_LONG.contains(&case.name) } else { cases.contains(&case.name) };
-    let cases = (op.cases)();
-    cases.iter().filter(|case| wanted(case)).filter_map(|case| prove_case(gpu, op, case, anywhere(variant), DType::F16, Some(&source))).collect()
+    let proof = |case: &Case| {
+        let (tape, _) = ops::case::record(case).expect("a case records");
+        let constants = tape.view(&tape.steps()[0], |view| (variant.constants)(view));
+        let source = change(emulated(&variant.wgsl_with(DType::F16, &constants), variant.meant_for == Machine::Matrices8));
+        prove_case(gpu, op, case, anywhere(variant), DType::F16, Some(&source))
+    };
+    (op.cases)().iter().filter(|case| wanted(case)).filter_map(proof).collect()
 }
 
 fn by_matrices() -> impl Iterator<Item = (&'static Op, &'static Variant)> {
-    ops::ALL.iter().flat_map(|op| op.variants.iter().filter(|v| v.meant_for == Machine::Matrices).map(|v| (*op, v)))
+    ops::ALL.iter().flat_map(|op| op.variants.iter().filter(|v| v.needs_matrices()).map(|v| (*op, v)))
 }
 
 #[test]
@@ -93,7 +99,7 @@ fn the_emulated_kernels_agree_with_their_twins() {
         println!("{} {}: {} cases, worst {:.1e}", op.name, variant.name, proofs.len(), proofs.iter().map(|p| p.worst).fold(0.0, f64::max));
         found += 1;
     }
-    assert!(found >= 7, "{found} kernels by cooperative matrices");
+    assert!(found >= 9, "{found} kernels by cooperative matrices");
 }
 
 /// Each fault is found by a case that is there for it.
@@ -108,6 +114,8 @@ fn broken_ones_are_found() {
         ("conv2d", "matrices_128", "wide", "iw >= p.in_w ||", ""),
         ("conv2d", "matrices_split", "split", "first_c += TILE_K", "first_c += 64u"),
         ("matmul", "matrices_split", "split", "left_value(1u, 16u)", "left_value(1u, 24u)"),
+        ("matmul", "matrices_8", "wide_tiles", "c31 = coopMultiplyAdd_emulated(l3, r1, c31);", ""),
+        ("conv2d", "matrices_8", "wide_tiles", "k < TILE_K; k += 8u", "k < TILE_K - 16u; k += 8u"),
         ("attention", "matrices", "rising", "o1 = scaled(o1, own, factor);", ""),
         ("attention", "matrices", "rising", "total *= factor;", ""),
         ("attention", "matrices", "many_keys", "< vec4<u32>(p.keys)", "< vec4<u32>(p.keys + 40u)"),

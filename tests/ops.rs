@@ -9,7 +9,7 @@ use naevus::ops;
 use naevus::ops::activation::Function;
 use naevus::ops::binary::Operator;
 use naevus::ops::reduce::Reduction;
-use naevus::plan::{Machine, Op, Tape, Tensor, Variant};
+use naevus::plan::{Op, Tape, Tensor, Variant};
 
 fn gpu() -> Option<Arc<Gpu>> {
     if adapters().is_empty() {
@@ -22,7 +22,7 @@ fn gpu() -> Option<Arc<Gpu>> {
 
 /// Cooperative matrices multiply f16 alone, where the device has them; tests/matrices.rs proves their kernels everywhere.
 fn is_run(gpu: &Gpu, variant: &Variant, floats: DType) -> bool {
-    variant.runs_on(&gpu.limits()) && (variant.meant_for < Machine::Matrices || floats == DType::F16)
+    variant.runs_on(&gpu.limits()) && (!variant.needs_matrices() || floats == DType::F16)
 }
 
 #[test]

@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use naevus::base::{DType, Kind, rng};
-use naevus::exec::Device;
 use naevus::exec::gpu::adapters;
+use naevus::exec::precision::Precision;
+use naevus::exec::{Device, Settings, Tune};
 use naevus::models::unet_2d::UNet2DModel;
 use naevus::plan::{Limits, Options, Plan, Storage, Tape, TensorKind};
 
@@ -39,9 +40,13 @@ fn unet_tape(model: &UNet2DModel, batch: usize) -> Tape {
 
 /// Runs the UNet on rows `rows` of a fixed batch of random samples, twice; both runs must give the same bits.
 fn run(device: &Device, model: &UNet2DModel, rows: std::ops::Range<usize>, alias: bool) -> Vec<u32> {
+    run_with(device, model, rows, &Options { alias, ..Options::default() })
+}
+
+fn run_with(device: &Device, model: &UNet2DModel, rows: std::ops::Range<usize>, options: &Options) -> Vec<u32> {
     let tape = unet_tape(model, rows.len());
     let per = tape.inputs().next().expect("the sample is an input").1.shape.numel() / rows.len();
-    let mut session = device.prepare(tape, &Options { alias, ..Options::default() }).expect("the plan fits");
+    let mut session = device.prepare(tape, options).expect("the plan fits");
     let row_values = |k: usize| rng::normal(7, k as u64, 0, per);
     let sample: Vec<f32> = rows.clone().flat_map(row_values).collect();
     session.write("sample", &sample).unwrap();
@@ -91,6 +96,28 @@ fn aliasing_changes_no_bit() {
     let model = unet();
     for device in devices() {
         assert_eq!(run(&device, &model, 0..3, true), run(&device, &model, 0..3, false), "{}", device.describe());
+    }
+}
+
+/// A module that is tapped keeps its step, so with all of them tapped few steps are joined. Stored as f16, what was joined is rounded less often.
+#[test]
+fn joining_changes_no_bit_and_helps_f16() {
+    let model = unet();
+    let taps: Vec<String> = unet_tape(&model, 2).taps().iter().map(|(path, _)| path.clone()).collect();
+    let (few, many) = (Options::default(), Options { taps, ..Options::default() });
+    let values = |device: &Device, options: &Options| run_with(device, &model, 0..2, options).into_iter().map(f32::from_bits).collect::<Vec<f32>>();
+    let exact = values(&Device::Cpu, &few);
+    for device in devices() {
+        let [joined, plain] = [&few, &many].map(|options| device.plan(unet_tape(&model, 2), options).unwrap().steps().len());
+        assert!(joined + 10 < plain, "{joined} and {plain} steps");
+        assert!(run_with(&device, &model, 0..2, &few) == run_with(&device, &model, 0..2, &many), "{}", device.describe());
+        if device.gpu().is_some_and(|gpu| gpu.summary().f16) {
+            let half = Device::open_with("0", &Settings { precision: Precision::F16, tune: Tune::Off, ..Settings::default() }).unwrap();
+            let error = |options| values(&half, options).iter().zip(&exact).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
+            let [joined, plain] = [error(&few), error(&many)];
+            println!("f16: error {joined:.2e}, without joining {plain:.2e}");
+            assert!(joined < 1.1 * plain, "f16: error {joined:.2e}, without joining {plain:.2e}");
+        }
     }
 }
 

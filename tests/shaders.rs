@@ -7,7 +7,7 @@ use std::path::Path;
 use naevus::base::DType;
 use naevus::exec::precision::stored_as_f16;
 use naevus::ops;
-use naevus::plan::{Field, Machine, Op, Variant};
+use naevus::plan::{Field, Op, Variant};
 
 use naga::back::{PipelineConstants, hlsl, msl, pipeline_constants::process_overrides, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
@@ -15,7 +15,7 @@ use naga::{AddressSpace, Module, ScalarKind, ShaderStage, StorageAccess, TypeInn
 
 /// Limits that every WebGPU device has.
 const WORKGROUP_BYTES: u32 = 16 << 10;
-/// What kernels by cooperative matrices ask for (`AdapterSummary::has_matrices`).
+/// What kernels by cooperative matrices ask for (`AdapterSummary::matrices`).
 const MATRICES_WORKGROUP_BYTES: u32 = 48 << 10;
 const WORKGROUP_INVOCATIONS: u32 = 256;
 const WORKGROUPS_PER_AXIS: u32 = 65_535;
@@ -133,17 +133,29 @@ fn translate(module: &Module, info: &ModuleInfo) -> Result<(), String> {
     if words.len() < 20 {
         return Err(format!("SPIR-V of {} words", words.len()));
     }
-    // naga writes 16 x 16 matrices for Vulkan alone.
-    if has_matrices(module) {
+    // naga writes 16 x 16 matrices for Vulkan alone, and 8 x 8 for Metal too.
+    let of_8 = |t: &naga::Type| matches!(t.inner, TypeInner::CooperativeMatrix { columns: naga::CooperativeSize::Eight, .. });
+    let is_metal = module.types.iter().any(|(_, t)| of_8(t));
+    if has_matrices(module) && !is_metal {
         return Ok(());
     }
-    let options = msl::Options { lang_version: (2, 0), ..Default::default() };
+    let options = msl::Options { lang_version: if is_metal { (2, 3) } else { (2, 0) }, ..Default::default() };
     let (text, translation) = msl::write_string(module, info, &options, &msl::PipelineOptions::default()).map_err(|e| format!("MSL: {e}"))?;
     if !text.contains("kernel void") {
         return Err("MSL without a kernel".to_string());
     }
     if let Some(Err(e)) = translation.entry_point_names.first() {
         return Err(format!("MSL: {e}"));
+    }
+    if is_metal {
+        // A matrix is loaded through a pointer to scalars, or Metal refuses the kernel.
+        let call = text.split("= NagaCooperativeLoad(").nth(1).ok_or("MSL without a load of a matrix")?;
+        let array = call.trim_start_matches('&').split(['.', '[']).next().unwrap_or_default();
+        let is_scalar = module.global_variables.iter().any(|(_, v)| {
+            let TypeInner::Array { base, .. } = module.types[v.ty].inner else { return false };
+            v.name.as_deref() == Some(array.trim_end_matches('_')) && matches!(module.types[base].inner, TypeInner::Scalar(_))
+        });
+        return is_scalar.then_some(()).ok_or(format!("MSL: a matrix is loaded from {array}, expected an array of scalars"));
     }
     let mut text = String::new();
     let options = hlsl::Options { shader_model: hlsl::ShaderModel::V6_2, ..Default::default() };
@@ -188,10 +200,9 @@ fn every_shader_agrees_with_its_card() {
         assert!(!op.variants.is_empty(), "{} has no shader", op.name);
         let floats: &[DType] = if op.f16 { &[DType::F32, DType::F16] } else { &[DType::F32] };
         for (variant, &floats) in op.variants.iter().flat_map(|v| floats.iter().map(move |f| (v, f))) {
-            if variant.meant_for == Machine::Matrices && floats == DType::F32 {
+            if variant.needs_matrices() && floats == DType::F32 {
                 continue;
             }
-            let source = variant.wgsl(floats);
             let expected = expectations(op, variant, floats);
             if expected.is_empty() {
                 failures.push(format!("{} {} {floats:?}: no case is meant for this variant", op.name, variant.name));
@@ -201,7 +212,7 @@ fn every_shader_agrees_with_its_card() {
                 if expected.buffers.len() > STORAGE_BUFFERS {
                     failures.push(format!("{} {}: {} storage buffers, at most {STORAGE_BUFFERS}", op.name, variant.name, expected.buffers.len()));
                 }
-                if let Err(e) = inspect(&source, expected) {
+                if let Err(e) = inspect(&variant.wgsl_with(floats, &expected.constants), expected) {
                     failures.push(format!("{} {} {floats:?} {:?}: {e}", op.name, variant.name, expected.constants));
                 }
             }
@@ -249,7 +260,10 @@ fn the_list_is_the_shader_files() {
     assert_eq!(stems("shaders", "wgsl"), expected);
     for fragment in stems("shaders/lib", "wgsl") {
         let text = read(&format!("shaders/lib/{fragment}.wgsl"));
-        let used = ops::ALL.iter().flat_map(|op| op.variants).any(|v| v.source.contains(&text.as_str()) || v.wgsl(DType::F16).contains(&text));
+        let used = ops::ALL
+            .iter()
+            .flat_map(|op| op.variants)
+            .any(|v| v.source.contains(&text.as_str()) || v.wgsl_with(DType::F16, &[("FUNCTION", 0.0)]).contains(&text));
         assert!(used, "no shader uses lib/{fragment}.wgsl");
     }
 }

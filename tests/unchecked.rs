@@ -10,7 +10,7 @@ use naevus::exec::kept::{Identity, Keeper, Kept, PASSED};
 use naevus::exec::{Checks, Device, Settings, Tune};
 use naevus::ops;
 use naevus::ops::conv2d::Conv2d;
-use naevus::plan::{Machine, Options, Tape, Variant};
+use naevus::plan::{Options, Tape, Variant};
 
 fn has_adapter() -> bool {
     let found = !adapters().is_empty();
@@ -51,7 +51,7 @@ fn unchecked(device: &Device) -> Vec<String> {
 
 /// Kernels by cooperative matrices take f16 alone, on few devices, and not every device has subgroups.
 fn is_everywhere(variant: &Variant) -> bool {
-    variant.meant_for < Machine::Matrices && !variant.needs_subgroups()
+    !variant.needs_matrices() && !variant.needs_subgroups()
 }
 
 /// Tuned into a folder of its own: kernels are proved twice, kept, and run without checks to the same bits, in the next start too.

@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 use super::component::{Part, parts};
 use super::{Common, Outcome, conditioning, lora, speech};
 use crate::base::{Error, Kind, Result};
+use crate::exec::Device;
 use crate::models::lora_names::LoraPart;
 use crate::models::{Found, InpaintIndex, Lora, PipelineIndex, Tokenizer, recognise};
-use crate::plan::{Options, Plan};
+use crate::plan::Options;
 use crate::weights::Store;
 
 /// Folders of a diffusers model that hold a network, in the order in which they are shown.
@@ -190,7 +191,7 @@ fn file_report(path: &Path, store: &Store, list: bool) -> Value {
 fn component_report(c: &Part, batch: usize) -> Result<Value> {
     let mut value = json!({ "name": c.name, "parameters": c.parameters, "config": c.facts, "missing": [], "unused": [], "dropped": c.dropped });
     if !c.tape.steps().is_empty() {
-        let plan = Plan::freeze(c.tape.clone(), &Options::default())?;
+        let plan = Device::Cpu.plan(c.tape.clone(), &Options::default())?;
         value["batch"] = json!(batch);
         value["flops_per_forward"] = json!(plan.tape.total_cost().flops);
         value["peak_memory_bytes"] = json!(plan.peak_bytes());

@@ -101,9 +101,10 @@ pub fn prove_unchecked(gpu: &Arc<Gpu>, op: &'static Op, floats: DType, sabotage:
 
 /// The shader with every stored float a tenth of a percent too large: a subtle fault that the proofs must find.
 pub fn sabotaged(source: &str) -> String {
-    let line = |line: &str| match (line.split_once("= elem"), line.rfind(");")) {
-        (Some((before, rest)), Some(end)) if rest.contains('(') => {
-            let open = before.len() + "= elem".len() + rest.find('(').unwrap_or(0) + 1;
+    let stored = |line: &str| ["= elem", "return elem"].into_iter().find_map(|word| Some(line.find(word)? + word.len()));
+    let line = |line: &str| match (stored(line), line.rfind(");")) {
+        (Some(after), Some(end)) if line[after..].contains('(') => {
+            let open = after + line[after..].find('(').unwrap_or(0) + 1;
             if open < end { format!("{}1.001 * ({}){}", &line[..open], &line[open..end], &line[end..]) } else { line.to_string() }
         }
         _ => line.to_string(),

@@ -58,7 +58,10 @@ impl CpuSession {
         };
         let step = &self.plan.tape.steps[s];
         let mut widened = std::mem::take(&mut self.widened);
-        for (at, weight) in step.inputs.iter().enumerate().filter_map(|(at, &t)| Some((at, self.narrow(t)?))) {
+        // An input that stands for an absent one is widened once.
+        let first = |t: &Tensor| step.inputs.iter().position(|other| other == t).unwrap_or_default();
+        let narrow = step.inputs.iter().enumerate().filter(|(at, t)| first(t) == *at).filter_map(|(at, &t)| Some((at, self.narrow(t)?)));
+        for (at, weight) in narrow {
             widened.resize_with(widened.len().max(at + 1), Vec::new);
             let into = &mut widened[at];
             if into.len() < weight.len() {
@@ -66,8 +69,8 @@ impl CpuSession {
             }
             into[..weight.len()].par_chunks_mut(TASK).enumerate().for_each(|(task, into)| weight.widen(task * TASK, into));
         }
-        let input = |(at, &t): (usize, &Tensor)| self.narrow(t).map_or_else(|| self.values(t), |weight| &widened[at][..weight.len()]);
-        let inputs: Vec<&[f32]> = step.inputs.iter().enumerate().map(input).collect();
+        let input = |t: &Tensor| self.narrow(*t).map_or_else(|| self.values(*t), |weight| &widened[first(t)][..weight.len()]);
+        let inputs: Vec<&[f32]> = step.inputs.iter().map(input).collect();
         let shapes: Vec<&Shape> = step.inputs.iter().map(|&t| self.plan.tape.shape(t)).collect();
         let output_shape = self.plan.tape.shape(output);
         let len = output_shape.numel();

@@ -46,7 +46,7 @@ impl Identity {
             device: adapter.device,
             backend: adapter.backend.clone(),
             driver: adapter.driver.clone(),
-            matrices: adapter.limits.machine == Machine::Matrices,
+            matrices: adapter.limits.machine >= Machine::Matrices,
             naevus_version: env!("CARGO_PKG_VERSION").to_string(),
             shaders: shaders_sha256(),
         }

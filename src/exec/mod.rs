@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::base::{Error, Kind, Result};
+use crate::ops::join::joined;
 use crate::plan::{Limits, Options, Plan, Session, Tape};
 use gpu::{AdapterKind, AdapterSummary, Gpu};
 use precision::{Precision, stored_as_f16};
@@ -102,7 +103,7 @@ impl Device {
     /// Freezes `tape` for this device: its memory is known, and nothing is taken yet.
     pub fn plan(&self, tape: Tape, options: &Options) -> Result<Plan> {
         let tape = if self.precision() == Precision::F16 { stored_as_f16(tape) } else { tape };
-        Plan::freeze(tape, &Options { limits: self.limits(), ..options.clone() })
+        Plan::freeze(joined(tape, &options.taps), &Options { limits: self.limits(), ..options.clone() })
     }
 
     /// Freezes `tape` for this device, chooses its kernels and prepares it.
@@ -183,7 +184,7 @@ mod tests {
             f16: false,
             subgroup: None,
             cooperative_matrix: Vec::new(),
-            has_matrices: false,
+            matrices: None,
             timestamps: false,
             limits: Limits::HOST,
             workgroup_memory_bytes: 16_384,

@@ -31,6 +31,9 @@ const FASTER: f64 = 0.97;
 /// Parameters that count items of a batch, by their names in the ops' parameter structs.
 const OF_THE_BATCH: [&str; 3] = ["batch", "len", "bias_rows"];
 
+/// Parameters of what was joined to a step with sums: it follows them, so the family does not depend on it.
+const OF_WHAT_FOLLOWS: [&str; 5] = ["added_rows", "added_count", "function", "a", "b"];
+
 /// The plan with the kernels that this device takes.
 pub(super) fn choose_kernels(gpu: &Arc<Gpu>, plan: Plan) -> Result<Plan> {
     let tuned = gpu.is_tuned() && learn(gpu, &plan)?;
@@ -93,7 +96,7 @@ impl Choice<'_> {
     fn kernel(&self, op: &'static Op, view: &StepView) -> Result<Option<&'static Variant>> {
         let fit = |v: &Variant| match self.kept.proofs.get(&proof_key(op.name, v.name, floats(op, view), true)) {
             Some(verdict) => verdict == PASSED && v.runs_on(&self.limits),
-            None => v.meant_for < Machine::Matrices && !v.needs_subgroups(),
+            None => !v.needs_matrices() && !v.needs_subgroups(),
         };
         if self.tuned
             && let Some(variant) = self.measured(op, view, fit)
@@ -142,7 +145,8 @@ fn floats(op: &Op, view: &StepView) -> DType {
 
 /// The op and its parameters but for those that count the batch.
 pub fn item_key(op: &Op, view: &StepView) -> String {
-    words(op, view, |name| !OF_THE_BATCH.contains(&name))
+    let joins = op.params.iter().any(|field| field.name == "added_count");
+    words(op, view, |name| !(OF_THE_BATCH.contains(&name) || joins && OF_WHAT_FOLLOWS.contains(&name)))
 }
 
 fn kernel_key(op: &Op, view: &StepView) -> String {

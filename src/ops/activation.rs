@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use crate::base::{DType, Result, Tolerance};
 use crate::ops::binary::larger;
+use crate::ops::epilogue::NETWORK;
 use crate::ops::lanes::{self, erf, gelu, sigmoid, tanh};
 use crate::ops::timestep_embedding::SINCOS;
 use crate::ops::{ELEM, EXPONENTIAL, LINEAR_INDEX, NAN};
@@ -139,7 +140,17 @@ pub static OP: Op = Op {
     tolerance: Tolerance { relative: 4e-6, reason: "exp and tanh of WGSL may be wrong by a few ulp; erf by 1.5e-7 absolute" },
     f16: true,
     statistics: &[],
-    variants: &[Variant::per_element(&[ELEM, LINEAR_INDEX, NAN, EXPONENTIAL, SINCOS, SIGMOID, FUNCTIONS, include_str!("../../shaders/activation.wgsl")])],
+    variants: &[Variant::per_element(&[
+        ELEM,
+        LINEAR_INDEX,
+        NAN,
+        EXPONENTIAL,
+        SINCOS,
+        SIGMOID,
+        NETWORK,
+        FUNCTIONS,
+        include_str!("../../shaders/activation.wgsl"),
+    ])],
 };
 
 impl Tape {
@@ -161,6 +172,12 @@ impl Tape {
 #[inline(always)]
 pub fn silu(x: f32) -> f32 {
     x * sigmoid(x)
+}
+
+/// Not max: it would turn NaN into 0 and hide where it was made.
+#[inline(always)]
+fn relu(v: f32) -> f32 {
+    if v < 0.0 { 0.0 } else { v }
 }
 
 /// sqrt(2 / pi).
@@ -186,18 +203,46 @@ fn quick_gelu(v: f32) -> f32 {
     v * sigmoid(1.702 * v)
 }
 
-/// y = f(x), with the function's code and constants in `p`. A loop over one function becomes vector code, a choice within the loop does not: the
-/// networks' functions have loops of their own.
-pub(crate) fn apply_all(p: &Params, y: &mut [f32], x: &[f32]) {
+/// A loop over values that is given its function.
+trait Loop {
+    fn run(self, f: impl Fn(f32) -> f32);
+}
+
+/// Runs `over` with the function whose code and constants are in `p`. A loop over one function becomes vector code, a choice within the loop does
+/// not: the networks' functions have loops of their own.
+fn with_function(p: &Params, over: impl Loop) {
     match p.function {
-        1 => lanes::map(y, x, silu),
-        3 => lanes::map(y, x, gelu),
-        4 => lanes::map(y, x, gelu_tanh),
-        5 => lanes::map(y, x, sigmoid),
-        6 => lanes::map(y, x, tanh),
-        14 => lanes::map(y, x, quick_gelu),
-        _ => y.iter_mut().zip(x).for_each(|(y, &x)| *y = apply(p, x)),
+        1 => over.run(silu),
+        2 => over.run(relu),
+        3 => over.run(gelu),
+        4 => over.run(gelu_tanh),
+        5 => over.run(sigmoid),
+        6 => over.run(tanh),
+        14 => over.run(quick_gelu),
+        _ => over.run(|v| apply(p, v)),
     }
+}
+
+/// y = f(x), with the function's code and constants in `p`.
+pub(crate) fn apply_all(p: &Params, y: &mut [f32], x: &[f32]) {
+    struct Map<'a>(&'a mut [f32], &'a [f32]);
+    impl Loop for Map<'_> {
+        fn run(self, f: impl Fn(f32) -> f32) {
+            lanes::map(self.0, self.1, f);
+        }
+    }
+    with_function(p, Map(y, x));
+}
+
+/// y = f(y), with the function's code and constants in `p`.
+pub(crate) fn apply_in_place(p: &Params, y: &mut [f32]) {
+    struct Update<'a>(&'a mut [f32]);
+    impl Loop for Update<'_> {
+        fn run(self, f: impl Fn(f32) -> f32) {
+            lanes::update(self.0, f);
+        }
+    }
+    with_function(p, Update(y));
 }
 
 /// f(v), with the function's code and constants in `p`.
@@ -205,14 +250,7 @@ pub(crate) fn apply_all(p: &Params, y: &mut [f32], x: &[f32]) {
 pub(crate) fn apply(p: &Params, v: f32) -> f32 {
     match p.function {
         1 => silu(v),
-        // Not max: it would turn NaN into 0 and hide where it was made.
-        2 => {
-            if v < 0.0 {
-                0.0
-            } else {
-                v
-            }
-        }
+        2 => relu(v),
         3 => gelu(v),
         4 => gelu_tanh(v),
         5 => sigmoid(v),

@@ -39,6 +39,21 @@ pub fn broadcast_strides(dims: &[usize], result: &[usize]) -> Vec<usize> {
     (0..result.len()).map(along).collect()
 }
 
+/// How the rows of a result, which are all of its axes but the last, go through those of a tensor of shape `dims` that broadcasts to it: row r of
+/// the result meets row r / rows % count, `[rows, count]`. `None` where the last axis repeats, or one between others that do not. The first axis is the
+/// batch: it may repeat or not, and its size does not decide.
+pub fn broadcast_rows(dims: &[usize], result: &[usize]) -> Option<[usize; 2]> {
+    let above = result.len().checked_sub(dims.len())?;
+    let (last, result) = result.split_last()?;
+    if dims.last() != Some(last) {
+        return None;
+    }
+    let own: Vec<usize> = (0..result.len()).map(|axis| axis.checked_sub(above).map_or(1, |at| dims[at])).collect();
+    let end = own.iter().rposition(|&size| size != 1).map_or(0, |axis| axis + 1);
+    let fits = own[..end].iter().zip(result).enumerate().all(|(axis, (own, size))| own == size || axis == 0 && *own == 1);
+    fits.then(|| [&result[end..], &own[..end]].map(|sizes| sizes.iter().product::<usize>().max(1)))
+}
+
 /// A dense result of up to six axes, last axis innermost, and the strides of its axes through each of `K` inputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Walk<const K: usize> {
@@ -106,6 +121,19 @@ pub fn words(axes: [usize; AXES]) -> [u32; AXES] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rows_that_repeat_are_counted() {
+        let of = |dims: &[usize], result: &[usize]| broadcast_rows(dims, result);
+        assert_eq!(of(&[2, 3, 4, 8], &[2, 3, 4, 8]), Some([1, 24]));
+        assert_eq!(of(&[2, 1, 1, 8], &[2, 3, 4, 8]), Some([12, 2]));
+        assert_eq!(of(&[8], &[2, 3, 4, 8]), Some([24, 1]));
+        assert_eq!(of(&[1, 3, 4, 8], &[2, 3, 4, 8]), Some([1, 12]));
+        assert_eq!(of(&[3, 1, 8], &[2, 3, 4, 8]), Some([4, 3]));
+        assert_eq!([of(&[1, 1, 4, 8], &[1, 3, 4, 8]), of(&[4, 8], &[2, 3, 4, 8])], [None; 2]);
+        assert_eq!(of(&[8], &[8]), Some([1, 1]));
+        assert_eq!([of(&[2, 1, 4, 8], &[2, 3, 4, 8]), of(&[2, 3, 4, 1], &[2, 3, 4, 8]), of(&[], &[8]), of(&[1, 8], &[8])], [None; 4]);
+    }
 
     #[test]
     fn shapes_broadcast_as_in_numpy() {

@@ -3,18 +3,18 @@
 //! y[n, oh, ow, o] = bias[o] + sum over kh, kw, i of x[n, oh sh + kh dh - top, ow sw + kw dw - left, g I/G + i] w[kh, kw, i, o]
 //! with g = o / (O/G) and zero outside x.  x: `[N, H, W, I]`; w: `[KH, KW, I/G, O]`; bias: `[O]`; y: `[N, OH, OW, O]`.
 
-use std::cell::Cell;
-
-use rayon::prelude::*;
-
 use crate::base::{DType, Result, Tolerance};
-use crate::ops::matmul::{PANEL_BYTES, Product, column_lanes, fills_the_device, is_shared, rows_per_task};
+use crate::ops::activation::{Function, SIGMOID};
+use crate::ops::epilogue::{EPILOGUE, EPILOGUE_4, NETWORK, epilogue};
+use crate::ops::join::joined;
+use crate::ops::matmul::{column_lanes, fills_the_device};
 use crate::ops::{
-    ELEM, ELEM_MATRICES, LINEAR_INDEX, MATRICES, MATRICES_128, MATRICES_160, MATRICES_SPLIT, MATRICES_STAGE, TILE_64, TILE_128, TILE_STORE, lanes, winograd,
+    ELEM, ELEM_MATRICES, LINEAR_INDEX, MATRICES, MATRICES_8, MATRICES_128, MATRICES_160, MATRICES_OF_8, MATRICES_SPLIT, MATRICES_STAGE, TILE_64, TILE_128,
+    TILE_STORE, conv2d_cpu,
 };
 use crate::params;
 use crate::plan::card::grid_1d;
-use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Machine, Op, StepView, Tape, Tensor, TwinCall, Variant};
+use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Machine, Op, StepView, Tape, Tensor, Variant};
 
 params! {
     pub struct Params {
@@ -35,6 +35,14 @@ params! {
         pub dilation_w: u32,
         pub groups: u32,
         pub has_bias: u32,
+        /// x is stored with one pixel for each square of 2^enlarged pixels a side; `in_h` and `in_w` count the latter.
+        pub enlarged: u32,
+        /// The end of the kernel: `ops::epilogue`.
+        pub added_rows: u32,
+        pub added_count: u32,
+        pub function: u32,
+        pub a: f32,
+        pub b: f32,
     }
 }
 
@@ -75,7 +83,7 @@ pub static OP: Op = Op {
     name: "conv2d",
     params: Params::FIELDS,
     params_size: Params::SIZE,
-    twin,
+    twin: conv2d_cpu::twin,
     cost,
     cases,
     bench,
@@ -83,14 +91,17 @@ pub static OP: Op = Op {
     f16: true,
     statistics: &[],
     variants: &[
-        Variant::per_element(&[ELEM, LINEAR_INDEX, include_str!("../../shaders/conv2d.wgsl")]),
+        Variant {
+            constants: |s| vec![("WG", 256.0), function(s)],
+            ..Variant::per_element(&[ELEM, LINEAR_INDEX, SIGMOID, NETWORK, EPILOGUE, include_str!("../../shaders/conv2d.wgsl")])
+        },
         Variant {
             name: "depthwise",
             family: "depthwise",
-            source: &[ELEM, LINEAR_INDEX, include_str!("../../shaders/conv2d_depthwise.wgsl")],
+            source: &[ELEM, LINEAR_INDEX, SIGMOID, NETWORK, EPILOGUE_4, include_str!("../../shaders/conv2d_depthwise.wgsl")],
             workgroup: 64,
             meant_for: Machine::Any,
-            constants: |_| vec![],
+            constants: |s| vec![function(s)],
             accepts: |s| {
                 let p: Params = s.params();
                 is_depthwise(&p) && p.out_c.is_multiple_of(4)
@@ -105,10 +116,10 @@ pub static OP: Op = Op {
         Variant {
             name: "winograd",
             family: "winograd",
-            source: &[ELEM, include_str!("../../shaders/conv2d_winograd.wgsl")],
+            source: &[ELEM, SIGMOID, NETWORK, EPILOGUE_4, include_str!("../../shaders/conv2d_winograd.wgsl")],
             workgroup: 256,
             meant_for: Machine::Hardware,
-            constants: |_| vec![],
+            constants: |s| vec![function(s)],
             accepts: |s| {
                 let p: Params = s.params();
                 let plain = [p.kernel_h, p.kernel_w, p.stride_h, p.stride_w, p.dilation_h, p.dilation_w] == [3, 3, 1, 1, 1, 1];
@@ -122,10 +133,10 @@ pub static OP: Op = Op {
         Variant {
             name: "tiled",
             family: "tiled",
-            source: &[ELEM, include_str!("../../shaders/conv2d_tiled.wgsl")],
+            source: &[ELEM, SIGMOID, NETWORK, EPILOGUE_4, include_str!("../../shaders/conv2d_tiled.wgsl")],
             workgroup: 16,
             meant_for: Machine::Any,
-            constants: |s| vec![("WG", f64::from(column_lanes(s.params::<Params>().out_c)))],
+            constants: |s| vec![("WG", f64::from(column_lanes(s.params::<Params>().out_c))), function(s)],
             accepts: |s| {
                 let p: Params = s.params();
                 let tiles = p.out_w.div_ceil(TILE_PIXELS);
@@ -140,40 +151,80 @@ pub static OP: Op = Op {
         Variant {
             name: "shared_128",
             family: "shared",
-            source: &[ELEM, TILE_128, TILE_STORE, SHARED],
+            source: &[ELEM, TILE_128, TILE_STORE, SIGMOID, NETWORK, EPILOGUE_4, SHARED],
             workgroup: 256,
             meant_for: Machine::Hardware,
-            constants: |_| vec![],
+            constants: |s| vec![function(s)],
             accepts: |s| accepts_shared(s) && fills_the_device(shared_grid(s, 128)),
             grid: |s| shared_grid(s, 128),
         },
         Variant {
             name: "shared_64",
             family: "shared",
-            source: &[ELEM, TILE_64, TILE_STORE, SHARED],
+            source: &[ELEM, TILE_64, TILE_STORE, SIGMOID, NETWORK, EPILOGUE_4, SHARED],
             workgroup: 256,
             meant_for: Machine::Hardware,
-            constants: |_| vec![],
+            constants: |s| vec![function(s)],
             accepts: accepts_shared,
+            grid: |s| shared_grid(s, 64),
+        },
+        Variant {
+            name: "few_in",
+            family: "few_in",
+            source: &[ELEM, TILE_64, TILE_STORE, SIGMOID, NETWORK, EPILOGUE_4, include_str!("../../shaders/conv2d_few_in.wgsl")],
+            workgroup: 256,
+            meant_for: Machine::Hardware,
+            constants: |s| vec![function(s)],
+            accepts: |s| {
+                let p: Params = s.params();
+                p.groups == 1 && p.in_c < 16 && p.out_c.is_multiple_of(4) && pixels(&p).div_ceil(64) <= 65_535
+            },
+            grid: |s| shared_grid(s, 64),
+        },
+        Variant {
+            name: "few_out",
+            family: "few_out",
+            source: &[ELEM, LINEAR_INDEX, SIGMOID, NETWORK, EPILOGUE, include_str!("../../shaders/conv2d_few_out.wgsl")],
+            workgroup: 64,
+            meant_for: Machine::Any,
+            constants: |s| vec![function(s)],
+            accepts: |s| {
+                let p: Params = s.params();
+                p.groups == 1 && p.out_c <= 4 && p.in_c.is_multiple_of(4)
+            },
+            grid: |s| {
+                let p: Params = s.params();
+                let tiles = [p.batch, p.out_h, p.out_w.div_ceil(4)].into_iter().map(|v| v as usize).product();
+                grid_1d(tiles, 64)
+            },
+        },
+        Variant {
+            name: "matrices_8",
+            family: "matrices_8",
+            source: &[ELEM_MATRICES, MATRICES_OF_8, MATRICES_8, SIGMOID, NETWORK, EPILOGUE_4, BY_MATRICES],
+            workgroup: 128,
+            meant_for: Machine::Matrices8,
+            constants: |s| vec![function(s)],
+            accepts: accepts_matrices,
             grid: |s| shared_grid(s, 64),
         },
         Variant {
             name: "matrices_128",
             family: "matrices",
-            source: &[ELEM_MATRICES, MATRICES, MATRICES_128, MATRICES_STAGE, BY_MATRICES],
+            source: &[ELEM_MATRICES, MATRICES, MATRICES_128, MATRICES_STAGE, SIGMOID, NETWORK, EPILOGUE_4, BY_MATRICES],
             workgroup: 256,
             meant_for: Machine::Matrices,
-            constants: |_| vec![],
+            constants: |s| vec![function(s)],
             accepts: accepts_matrices,
             grid: |s| shared_grid(s, 128),
         },
         Variant {
             name: "matrices_160",
             family: "matrices",
-            source: &[ELEM_MATRICES, MATRICES, MATRICES_160, MATRICES_STAGE, BY_MATRICES],
+            source: &[ELEM_MATRICES, MATRICES, MATRICES_160, MATRICES_STAGE, SIGMOID, NETWORK, EPILOGUE_4, BY_MATRICES],
             workgroup: 128,
             meant_for: Machine::Matrices,
-            constants: |_| vec![],
+            constants: |s| vec![function(s)],
             accepts: |s| accepts_matrices(s) && s.params::<Params>().out_c.is_multiple_of(160),
             grid: |s| {
                 let p: Params = s.params();
@@ -183,10 +234,10 @@ pub static OP: Op = Op {
         Variant {
             name: "matrices_split",
             family: "matrices_split",
-            source: &[ELEM_MATRICES, MATRICES, MATRICES_SPLIT, BY_MATRICES],
+            source: &[ELEM_MATRICES, MATRICES, MATRICES_SPLIT, SIGMOID, NETWORK, EPILOGUE_4, BY_MATRICES],
             workgroup: 128,
             meant_for: Machine::Matrices,
-            constants: |_| vec![],
+            constants: |s| vec![function(s)],
             accepts: |s| {
                 let p: Params = s.params();
                 accepts_matrices(s) && p.out_c.is_multiple_of(80) && p.in_c >= 128 && p.out_h * p.out_w <= 128
@@ -202,7 +253,11 @@ pub static OP: Op = Op {
 const BY_MATRICES: &str = include_str!("../../shaders/conv2d_matrices.wgsl");
 const SHARED: &str = include_str!("../../shaders/conv2d_shared.wgsl");
 
-fn is_depthwise(p: &Params) -> bool {
+fn function(s: &StepView) -> (&'static str, f64) {
+    epilogue!(s.params::<Params>()).constant()
+}
+
+pub(crate) fn is_depthwise(p: &Params) -> bool {
     p.groups > 1 && p.groups == p.in_c && p.groups == p.out_c
 }
 
@@ -274,157 +329,18 @@ impl Tape {
             dilation_w: dilation[1] as u32,
             groups: groups as u32,
             has_bias: u32::from(bias.is_some()),
+            ..bytemuck::Zeroable::zeroed()
         };
-        // Without a bias the weight stands in its place: a binding must hold something, and it is not read.
-        Ok(self.push(&OP, &params, &[x, weight, bias.unwrap_or(weight)], &[n, out_h, out_w, out_c], DType::F32))
-    }
-}
-
-fn twin(call: &mut TwinCall) {
-    let p: Params = call.params();
-    if is_depthwise(&p) {
-        return depthwise(call, &p);
-    }
-    if winograd::is_faster(&p) {
-        return winograd::twin(call, &p);
-    }
-    by_columns(call, &p);
-}
-
-/// An output row at a time, in loops along the channels.
-fn depthwise(call: &mut TwinCall, p: &Params) {
-    let [x, weight, bias] = *call.inputs else { return };
-    let (channels, out_w, out_h) = (p.out_c as usize, p.out_w as usize, p.out_h as usize);
-    call.output.par_chunks_mut((out_w * channels).max(1)).enumerate().for_each(|(row, y)| {
-        let (n, oh) = (row / out_h, row % out_h);
-        lanes::wide(DepthwiseRow { p, y, x: &x[n * (p.in_h * p.in_w) as usize * channels..], weight, bias, oh });
-    });
-}
-
-struct DepthwiseRow<'a> {
-    p: &'a Params,
-    y: &'a mut [f32],
-    /// From the item on.
-    x: &'a [f32],
-    weight: &'a [f32],
-    bias: &'a [f32],
-    oh: usize,
-}
-
-impl lanes::Job for DepthwiseRow<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        let p = self.p;
-        let (channels, in_w) = (p.out_c as usize, p.in_w as usize);
-        for (ow, y) in self.y.chunks_exact_mut(channels).enumerate() {
-            if p.has_bias != 0 {
-                y.copy_from_slice(self.bias);
-            } else {
-                y.fill(0.0);
-            }
-            for kh in 0..p.kernel_h as usize {
-                let ih = (self.oh * p.stride_h as usize + kh * p.dilation_h as usize).wrapping_sub(p.pad_top as usize);
-                if ih >= p.in_h as usize {
-                    continue;
-                }
-                for kw in 0..p.kernel_w as usize {
-                    let iw = (ow * p.stride_w as usize + kw * p.dilation_w as usize).wrapping_sub(p.pad_left as usize);
-                    if iw >= in_w {
-                        continue;
-                    }
-                    let x = &self.x[(ih * in_w + iw) * channels..][..channels];
-                    let w = &self.weight[(kh * p.kernel_w as usize + kw) * channels..][..channels];
-                    y.iter_mut().zip(x.iter().zip(w)).for_each(|(y, (x, w))| *y += x * w);
-                }
-            }
-        }
-    }
-}
-
-/// Column panels (im2col) of a few output pixels and a part of the depth at a time, each multiplied by those rows of the weight.
-fn by_columns(call: &mut TwinCall, p: &Params) {
-    let [x, weight, bias] = *call.inputs else { return };
-    let (in_c, out_c, groups) = (p.in_c as usize, p.out_c as usize, p.groups as usize);
-    let (ic, oc) = (in_c / groups, out_c / groups);
-    let depth = p.kernel_h as usize * p.kernel_w as usize * ic;
-    let pixels = (p.out_h * p.out_w) as usize;
-    let pointwise = p.kernel_h * p.kernel_w * p.stride_h * p.stride_w == 1 && p.out_h == p.in_h && p.out_w == p.in_w;
-    let rows = rows_per_task(pixels, depth);
-    let part = if pointwise { depth } else { (PANEL_BYTES / 4 / rows).clamp(1, depth.max(1)) };
-    let mut tasks: Vec<&mut [f32]> = Vec::new();
-    for item in call.output.chunks_mut((pixels * out_c).max(1)) {
-        tasks.extend(item.chunks_mut((rows * out_c).max(1)));
-    }
-    let per_item = pixels.div_ceil(rows);
-    let shared = is_shared(tasks.len());
-    tasks.into_par_iter().enumerate().for_each(|(task, y)| {
-        let mut columns = COLUMNS.take();
-        let first = task / per_item * pixels + task % per_item * rows;
-        let m = y.len() / out_c;
-        if p.has_bias != 0 {
-            y.chunks_exact_mut(out_c).for_each(|row| row.copy_from_slice(bias));
-        }
-        for g in 0..groups {
-            for from in (0..depth).step_by(part) {
-                let k = part.min(depth - from);
-                let (a, lda) = if pointwise {
-                    (&x[first * in_c + g * ic..], in_c)
-                } else {
-                    columns.resize(columns.len().max(m * k), 0.0);
-                    gather_columns(p, x, first, g, from, k, &mut columns[..m * k]);
-                    (&columns[..], k)
-                };
-                let b = &weight[from * out_c + g * oc..];
-                let accumulate = p.has_bias != 0 || from > 0;
-                Product { m, k, n: oc, a, lda, b, ldb: out_c, b_transposed: false, accumulate, scale: 1.0, shared }.run(&mut y[g * oc..], out_c);
-            }
-        }
-        COLUMNS.set(columns);
-    });
-}
-
-thread_local! {
-    /// A thread's columns, from one convolution to the next; a task that is begun while another waits for a shared product finds none.
-    static COLUMNS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-}
-
-/// Writes `depth` values from `from` on of the receptive fields `[KH, KW, I/G]` of output pixels from `first` on, a row for each pixel; zero outside x.
-fn gather_columns(p: &Params, x: &[f32], first: usize, g: usize, from: usize, depth: usize, columns: &mut [f32]) {
-    let (ic, kernel_w) = ((p.in_c / p.groups) as usize, p.kernel_w as usize);
-    let (out_h, out_w, in_w, in_c) = (p.out_h as usize, p.out_w as usize, p.in_w as usize, p.in_c as usize);
-    for (row, columns) in columns.chunks_exact_mut(depth).enumerate() {
-        let pixel = first + row;
-        let (ow, oh, n) = (pixel % out_w, pixel / out_w % out_h, pixel / out_w / out_h);
-        let image = &x[n * p.in_h as usize * in_w * in_c..];
-        let mut c = from % ic;
-        let (mut kh, mut kw) = (from / ic / kernel_w, from / ic % kernel_w);
-        let mut at = 0;
-        while at < depth {
-            let cell = &mut columns[at..(at + ic - c).min(depth)];
-            let ih = (oh * p.stride_h as usize + kh * p.dilation_h as usize).wrapping_sub(p.pad_top as usize);
-            let iw = (ow * p.stride_w as usize + kw * p.dilation_w as usize).wrapping_sub(p.pad_left as usize);
-            if ih < p.in_h as usize && iw < in_w {
-                let start = (ih * in_w + iw) * in_c + g * ic + c;
-                cell.copy_from_slice(&image[start..start + cell.len()]);
-            } else {
-                cell.fill(0.0);
-            }
-            at += ic - c;
-            c = 0;
-            kw += 1;
-            if kw == kernel_w {
-                (kh, kw) = (kh + 1, 0);
-            }
-        }
+        // The weight stands for what is not there: a binding must hold something, and it is not read.
+        Ok(self.push(&OP, &params, &[x, weight, bias.unwrap_or(weight), weight], &[n, out_h, out_w, out_c], DType::F32))
     }
 }
 
 fn cost(s: &StepView) -> Cost {
     let p: Params = s.params();
     let terms = u64::from(p.kernel_h) * u64::from(p.kernel_w) * u64::from(p.in_c / p.groups.max(1));
-    Cost { flops: 2 * s.output.numel() as u64 * terms, bytes: s.bytes() }
+    let end = epilogue!(p);
+    Cost { flops: 2 * s.output.numel() as u64 * terms + end.flops(s.output.numel()), bytes: end.bytes(s) }
 }
 
 fn case(name: &'static str, x: [usize; 4], weight: [usize; 4], bias: bool, geometry: Conv2d) -> Case {
@@ -433,6 +349,30 @@ fn case(name: &'static str, x: [usize; 4], weight: [usize; 4], bias: bool, geome
         inputs.push(CaseInput::plain("bias", &weight[..1]));
     }
     Case::new(name, inputs, move |t, i| t.conv2d(i[0], i[1], i.get(2).copied(), &geometry))
+}
+
+/// A convolution with what `join` makes part of it: an enlargement by two, another tensor that is added, a function.
+fn joined_case(
+    name: &'static str,
+    x: [usize; 4],
+    weight: [usize; 4],
+    geometry: Conv2d,
+    enlarged: bool,
+    added: Option<&'static [usize]>,
+    function: Function,
+) -> Case {
+    let mut inputs = case(name, x, weight, true, geometry).inputs;
+    let layout = |shape: &[usize]| if shape.len() == 4 { Layout::Image } else { Layout::Plain };
+    inputs.extend(added.map(|shape| CaseInput::new("added", shape, layout(shape), Fill::Normal)));
+    let record = move |t: &mut Tape, i: &[Tensor]| {
+        let x = if enlarged { t.upsample_nearest(i[0], 2)? } else { i[0] };
+        let y = t.conv2d(x, i[1], Some(i[2]), &geometry)?;
+        let y = if added.is_some() { t.add(y, i[3])? } else { y };
+        let y = if function == Function::Identity { y } else { t.activation(y, function)? };
+        *t = joined(std::mem::take(t), &[]);
+        Ok(y)
+    };
+    Case::new(name, inputs, record).without_golden()
 }
 
 fn cases() -> Vec<Case> {
@@ -454,12 +394,26 @@ fn cases() -> Vec<Case> {
         case("to_rgb", [1, 8, 6, 6], [3, 8, 3, 3], true, same),
         case("unet_in", [2, 65, 16, 16], [96, 65, 3, 3], true, same).without_golden(),
         case("unet_block", [2, 96, 16, 16], [192, 96, 3, 3], true, same).without_golden(),
+        case("to_latents", [3, 12, 7, 9], [4, 12, 3, 3], true, same.strided(2)).without_golden(),
+        case("to_one", [2, 8, 5, 70], [1, 8, 5, 3], false, Conv2d { padding: [2, 2, 1, 0], dilation: [1, 2], ..Conv2d::default() }).without_golden(),
+        joined_case("joined_to_rgb", [2, 16, 5, 6], [3, 16, 3, 3], same, true, Some(&[2, 3, 10, 12]), Function::Tanh),
+        case("few_in", [2, 9, 17, 19], [132, 9, 3, 3], true, same).without_golden(),
+        case("stem_few_in", [3, 3, 30, 29], [64, 3, 7, 7], false, Conv2d::padded(3).strided(2)).without_golden(),
+        joined_case("joined_few_in", [2, 5, 9, 8], [68, 5, 3, 3], same, true, Some(&[68]), Function::Relu),
         case("wide", [1, 16, 3, 300], [68, 16, 3, 3], true, same).without_golden(),
         case("tiles_of_4x4", [2, 20, 15, 22], [36, 20, 3, 3], true, same).without_golden(),
         case("tiles_unpadded", [1, 33, 18, 19], [24, 33, 3, 3], false, Conv2d::default()).without_golden(),
         case("tiles_uneven", [2, 140, 15, 26], [212, 140, 3, 3], false, Conv2d { padding: [2, 0, 0, 1], ..Conv2d::default() }).without_golden(),
+        joined_case("joined_4x4", [2, 20, 9, 11], [36, 20, 3, 3], same, true, Some(&[2, 36, 18, 22]), Function::Gelu),
+        joined_case("joined_blocks", [2, 16, 18, 17], [212, 16, 3, 3], same, false, Some(&[2, 212, 1, 1]), Function::Silu),
         case("split", [3, 132, 5, 6], [80, 132, 3, 3], true, same).without_golden(),
         case("wide_tiles", [2, 20, 9, 11], [160, 20, 3, 3], true, same.strided(2)).without_golden(),
+        joined_case("joined_odd", [2, 3, 5, 4], [7, 3, 3, 3], same, true, Some(&[2, 7, 10, 8]), Function::LeakyRelu { slope: 0.2 }),
+        joined_case("joined_depthwise", [2, 8, 6, 5], [8, 1, 3, 3], Conv2d { groups: 8, ..same.strided(2) }, true, Some(&[1, 8, 6, 5]), Function::HardSwish),
+        joined_case("joined_item", [3, 20, 6, 7], [68, 20, 3, 3], same, false, Some(&[3, 68, 1, 1]), Function::Silu),
+        joined_case("joined_sum", [2, 132, 5, 6], [80, 132, 3, 3], same, false, Some(&[2, 80, 5, 6]), Function::Identity),
+        joined_case("joined_large", [2, 16, 4, 5], [160, 16, 3, 3], same, true, None, Function::Gelu),
+        joined_case("joined_all", [3, 16, 9, 35], [136, 16, 3, 3], same, true, Some(&[1, 136, 18, 70]), Function::Relu6),
         case("many_tiles", [2, 4, 131, 127], [132, 4, 3, 3], true, same).without_golden(),
         case("many_strided_tiles", [3, 12, 200, 121], [136, 12, 5, 2], true, Conv2d { stride: [1, 2], padding: [2, 1, 0, 3], dilation: [2, 1], groups: 1 })
             .without_golden(),
@@ -480,6 +434,9 @@ fn bench() -> Vec<Case> {
         case("sd_640x32x32", [2, 640, 32, 32], [640, 640, 3, 3], true, same),
         case("sd_1280x16x16", [2, 1280, 16, 16], [1280, 1280, 3, 3], true, same),
         case("sd_1280x8x8", [2, 1280, 8, 8], [1280, 1280, 3, 3], true, same),
+        case("sd_in_9to320x64x64", [2, 9, 64, 64], [320, 9, 3, 3], true, same),
+        case("sd_out_320to4x64x64", [2, 320, 64, 64], [4, 320, 3, 3], true, same),
+        case("sd_vae_out_128to3x256x256", [1, 128, 256, 256], [3, 128, 3, 3], true, same),
         case("sd_vae_128x256x256", [1, 128, 256, 256], [128, 128, 3, 3], true, same),
     ]
 }

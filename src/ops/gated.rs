@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use crate::base::{DType, Result, Tolerance};
 use crate::ops::activation::{self, Function};
+use crate::ops::epilogue::NETWORK;
 use crate::ops::lanes;
 use crate::ops::timestep_embedding::SINCOS;
 use crate::ops::{ELEM, EXPONENTIAL, LINEAR_INDEX, NAN};
@@ -42,6 +43,7 @@ pub static OP: Op = Op {
         EXPONENTIAL,
         SINCOS,
         activation::SIGMOID,
+        NETWORK,
         activation::FUNCTIONS,
         include_str!("../../shaders/gated.wgsl"),
     ])],

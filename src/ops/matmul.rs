@@ -5,7 +5,13 @@
 use rayon::prelude::*;
 
 use crate::base::{DType, Result, Tolerance};
-use crate::ops::{ELEM, ELEM_MATRICES, LINEAR_INDEX, MATRICES, MATRICES_128, MATRICES_160, MATRICES_SPLIT, MATRICES_STAGE, TILE_64, TILE_128, TILE_STORE};
+use crate::ops::activation::{Function, SIGMOID};
+use crate::ops::epilogue::{EPILOGUE, EPILOGUE_4, NETWORK, epilogue};
+use crate::ops::join::joined;
+use crate::ops::{
+    ELEM, ELEM_MATRICES, LINEAR_INDEX, MATRICES, MATRICES_8, MATRICES_128, MATRICES_160, MATRICES_OF_8, MATRICES_SPLIT, MATRICES_STAGE, TILE_64, TILE_128,
+    TILE_STORE,
+};
 use crate::params;
 use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Machine, Op, StepView, Tape, Tensor, TwinCall, Variant};
 
@@ -18,6 +24,12 @@ params! {
         /// 1 when the right side has a batch axis.
         pub batched: u32,
         pub has_bias: u32,
+        /// The end of the kernel: `ops::epilogue`.
+        pub added_rows: u32,
+        pub added_count: u32,
+        pub function: u32,
+        pub a: f32,
+        pub b: f32,
     }
 }
 
@@ -41,14 +53,17 @@ pub static OP: Op = Op {
     f16: true,
     statistics: &[],
     variants: &[
-        Variant::per_element(&[ELEM, LINEAR_INDEX, include_str!("../../shaders/matmul.wgsl")]),
+        Variant {
+            constants: |s| vec![("WG", 256.0), function(s)],
+            ..Variant::per_element(&[ELEM, LINEAR_INDEX, SIGMOID, NETWORK, EPILOGUE, include_str!("../../shaders/matmul.wgsl")])
+        },
         Variant {
             name: "tiled",
             family: "tiled",
-            source: &[ELEM, include_str!("../../shaders/matmul_tiled.wgsl")],
+            source: &[ELEM, SIGMOID, NETWORK, EPILOGUE_4, include_str!("../../shaders/matmul_tiled.wgsl")],
             workgroup: 16,
             meant_for: Machine::Any,
-            constants: |s| vec![("WG", f64::from(column_lanes(s.params::<Params>().n)))],
+            constants: |s| vec![("WG", f64::from(column_lanes(s.params::<Params>().n))), function(s)],
             accepts: |s| {
                 let p: Params = s.params();
                 p.n.is_multiple_of(4) && p.m >= 4 && p.batch <= 65_535 && p.m.div_ceil(TILE_M as u32) <= 65_535
@@ -61,10 +76,10 @@ pub static OP: Op = Op {
         Variant {
             name: "sliced",
             family: "sliced",
-            source: &[ELEM, include_str!("../../shaders/matmul_sliced.wgsl")],
+            source: &[ELEM, SIGMOID, NETWORK, EPILOGUE_4, include_str!("../../shaders/matmul_sliced.wgsl")],
             workgroup: 256,
             meant_for: Machine::Hardware,
-            constants: |_| vec![],
+            constants: |s| vec![function(s)],
             accepts: |s| {
                 let p: Params = s.params();
                 p.n.is_multiple_of(4) && p.m < 4 && p.k >= 64 && p.batch <= 65_535
@@ -78,40 +93,50 @@ pub static OP: Op = Op {
         Variant {
             name: "shared_128",
             family: "shared",
-            source: &[ELEM, TILE_128, TILE_STORE, SHARED],
+            source: &[ELEM, TILE_128, TILE_STORE, SIGMOID, NETWORK, EPILOGUE_4, SHARED],
             workgroup: 256,
             meant_for: Machine::Hardware,
-            constants: |_| vec![],
+            constants: |s| vec![function(s)],
             accepts: |s| accepts_shared(s) && fills_the_device(shared_grid(s, 128)),
             grid: |s| shared_grid(s, 128),
         },
         Variant {
             name: "shared_64",
             family: "shared",
-            source: &[ELEM, TILE_64, TILE_STORE, SHARED],
+            source: &[ELEM, TILE_64, TILE_STORE, SIGMOID, NETWORK, EPILOGUE_4, SHARED],
             workgroup: 256,
             meant_for: Machine::Hardware,
-            constants: |_| vec![],
+            constants: |s| vec![function(s)],
             accepts: accepts_shared,
+            grid: |s| shared_grid(s, 64),
+        },
+        Variant {
+            name: "matrices_8",
+            family: "matrices_8",
+            source: &[ELEM_MATRICES, MATRICES_OF_8, MATRICES_8, SIGMOID, NETWORK, EPILOGUE_4, BY_MATRICES],
+            workgroup: 128,
+            meant_for: Machine::Matrices8,
+            constants: |s| vec![function(s)],
+            accepts: accepts_matrices,
             grid: |s| shared_grid(s, 64),
         },
         Variant {
             name: "matrices_128",
             family: "matrices",
-            source: &[ELEM_MATRICES, MATRICES, MATRICES_128, MATRICES_STAGE, BY_MATRICES],
+            source: &[ELEM_MATRICES, MATRICES, MATRICES_128, MATRICES_STAGE, SIGMOID, NETWORK, EPILOGUE_4, BY_MATRICES],
             workgroup: 256,
             meant_for: Machine::Matrices,
-            constants: |_| vec![],
+            constants: |s| vec![function(s)],
             accepts: accepts_matrices,
             grid: |s| shared_grid(s, 128),
         },
         Variant {
             name: "matrices_160",
             family: "matrices",
-            source: &[ELEM_MATRICES, MATRICES, MATRICES_160, MATRICES_STAGE, BY_MATRICES],
+            source: &[ELEM_MATRICES, MATRICES, MATRICES_160, MATRICES_STAGE, SIGMOID, NETWORK, EPILOGUE_4, BY_MATRICES],
             workgroup: 128,
             meant_for: Machine::Matrices,
-            constants: |_| vec![],
+            constants: |s| vec![function(s)],
             accepts: |s| accepts_matrices(s) && s.params::<Params>().n.is_multiple_of(160),
             grid: |s| {
                 let p: Params = s.params();
@@ -121,10 +146,10 @@ pub static OP: Op = Op {
         Variant {
             name: "matrices_split",
             family: "matrices_split",
-            source: &[ELEM_MATRICES, MATRICES, MATRICES_SPLIT, BY_MATRICES],
+            source: &[ELEM_MATRICES, MATRICES, MATRICES_SPLIT, SIGMOID, NETWORK, EPILOGUE_4, BY_MATRICES],
             workgroup: 128,
             meant_for: Machine::Matrices,
-            constants: |_| vec![],
+            constants: |s| vec![function(s)],
             accepts: |s| {
                 let p: Params = s.params();
                 accepts_matrices(s) && p.n.is_multiple_of(80) && p.k >= 128 && p.m <= 128
@@ -139,6 +164,10 @@ pub static OP: Op = Op {
 
 const BY_MATRICES: &str = include_str!("../../shaders/matmul_matrices.wgsl");
 const SHARED: &str = include_str!("../../shaders/matmul_shared.wgsl");
+
+fn function(s: &StepView) -> (&'static str, f64) {
+    epilogue!(s.params::<Params>()).constant()
+}
 
 /// Both tile sizes add along K in the same order, so the size may depend on the batch: a row's bits do not.
 fn accepts_shared(s: &StepView) -> bool {
@@ -195,9 +224,10 @@ impl Tape {
         {
             return Err(self.mismatch(format!("bias is {}, expected [{n}]", self.shape(bias))));
         }
-        let params = Params { batch: batch as u32, m: m as u32, k: k as u32, n: n as u32, batched: u32::from(batched), has_bias: u32::from(bias.is_some()) };
-        // Without a bias the weight stands in its place: a binding must hold something, and it is not read.
-        Ok(self.push(&OP, &params, &[a, w, bias.unwrap_or(w)], out, DType::F32))
+        let [batch, m, k, n] = [batch, m, k, n].map(|v| v as u32);
+        let params = Params { batch, m, k, n, batched: u32::from(batched), has_bias: u32::from(bias.is_some()), ..bytemuck::Zeroable::zeroed() };
+        // The right side stands for what is not there: a binding must hold something, and it is not read.
+        Ok(self.push(&OP, &params, &[a, w, bias.unwrap_or(w), w], out, DType::F32))
     }
 }
 
@@ -277,7 +307,8 @@ pub(crate) fn is_shared(tasks: usize) -> bool {
 fn twin(call: &mut TwinCall) {
     let p: Params = call.params();
     let (m, k, n) = (p.m as usize, p.k as usize, p.n as usize);
-    let [a, w, bias] = *call.inputs else { return };
+    let [a, w, bias, added] = *call.inputs else { return };
+    let end = epilogue!(p);
     let rows = rows_per_task(m, k);
     let shared = is_shared(p.batch as usize * m.div_ceil(rows));
     call.output.par_chunks_mut((m * n).max(1)).enumerate().for_each(|(b, y)| {
@@ -291,13 +322,15 @@ fn twin(call: &mut TwinCall) {
             }
             let a = &a[task * rows * k..];
             Product { m, k, n, a, lda: k, b: w, ldb: n, b_transposed: false, accumulate, scale: 1.0, shared }.run(y, n);
+            end.finish(y, b * p.m as usize + task * rows, n, added);
         });
     });
 }
 
 fn cost(s: &StepView) -> Cost {
     let p: Params = s.params();
-    Cost { flops: 2 * u64::from(p.batch) * u64::from(p.m) * u64::from(p.k) * u64::from(p.n), bytes: s.bytes() }
+    let end = epilogue!(p);
+    Cost { flops: 2 * u64::from(p.batch) * u64::from(p.m) * u64::from(p.k) * u64::from(p.n) + end.flops(s.output.numel()), bytes: end.bytes(s) }
 }
 
 fn linear_case(name: &'static str, x: &[usize], n: usize, bias: bool) -> Case {
@@ -313,6 +346,20 @@ fn batched_case(name: &'static str, batch: usize, m: usize, k: usize, n: usize) 
     Case::new(name, vec![CaseInput::plain("a", &[batch, m, k]), CaseInput::plain("b", &[batch, k, n])], |t, i| t.matmul(i[0], i[1]))
 }
 
+/// A linear layer to which `join` adds another tensor and a function.
+fn joined_case(name: &'static str, x: &[usize], n: usize, added: &'static [usize], function: Function) -> Case {
+    let mut inputs = linear_case(name, x, n, false).inputs;
+    inputs.push(CaseInput::plain("added", added));
+    let record = move |t: &mut Tape, i: &[Tensor]| {
+        let y = t.linear(i[0], i[1], None)?;
+        let y = t.add(i[2], y)?;
+        let y = if function == Function::Identity { y } else { t.activation(y, function)? };
+        *t = joined(std::mem::take(t), &[]);
+        Ok(y)
+    };
+    Case::new(name, inputs, record).without_golden()
+}
+
 fn cases() -> Vec<Case> {
     vec![
         linear_case("linear", &[3, 24], 20, true),
@@ -320,6 +367,11 @@ fn cases() -> Vec<Case> {
         linear_case("linear_odd", &[1, 33], 7, true),
         batched_case("batched", 3, 5, 9, 8),
         batched_case("batched_tall", 2, 17, 4, 3),
+        joined_case("joined_odd", &[2, 5, 33], 7, &[2, 5, 7], Function::Sigmoid),
+        joined_case("joined_row", &[2, 3, 130], 68, &[68], Function::GeluTanh),
+        joined_case("joined_tokens", &[3, 37, 300], 160, &[37, 160], Function::QuickGelu),
+        joined_case("joined_sum", &[2, 70, 100], 320, &[2, 70, 320], Function::Identity),
+        joined_case("joined_large", &[1, 2100, 20], 2052, &[1, 2100, 2052], Function::Tanh),
         linear_case("large", &[130, 192], 200, true).without_golden(),
         linear_case("deep", &[9, 2048], 68, false).without_golden(),
         batched_case("batched_large", 4, 65, 64, 132).without_golden(),

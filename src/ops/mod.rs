@@ -8,17 +8,20 @@ pub mod case;
 pub mod channel_affine;
 pub mod concat;
 pub mod conv2d;
+pub(crate) mod conv2d_cpu;
 pub mod convert;
 pub mod count_nonfinite;
 pub mod ddim_step;
 pub mod divide;
 pub mod embedding;
+pub(crate) mod epilogue;
 pub mod gated;
 pub mod golden;
 pub mod group_moments;
 pub mod group_norm;
 pub mod group_norm_apply;
 pub mod image_to_tensor;
+pub mod join;
 pub(crate) mod lanes;
 pub mod layer_norm;
 pub mod matmul;
@@ -62,9 +65,12 @@ pub(crate) const TILE_64: &str = include_str!("../../shaders/lib/tile_64.wgsl");
 pub(crate) const TILE_128: &str = include_str!("../../shaders/lib/tile_128.wgsl");
 pub(crate) const TILE_STORE: &str = include_str!("../../shaders/lib/tile_store.wgsl");
 
-/// WGSL fragments: products of 128 x 128, 64 x 160 and 32 x 80 values by cooperative matrices, with one interface. [`ELEM_MATRICES`] comes first.
+/// WGSL fragments: products of 128 x 128, 64 x 160 and 32 x 80 values by cooperative matrices of 16 x 16, and of 64 x 64 by those of 8 x 8, with one
+/// interface. [`ELEM_MATRICES`] comes first.
 pub(crate) const ELEM_MATRICES: &str = include_str!("../../shaders/lib/elem_matrices.wgsl");
 pub(crate) const MATRICES: &str = include_str!("../../shaders/lib/matrices.wgsl");
+pub(crate) const MATRICES_OF_8: &str = include_str!("../../shaders/lib/matrices_of_8.wgsl");
+pub(crate) const MATRICES_8: &str = include_str!("../../shaders/lib/matrices_8.wgsl");
 pub(crate) const MATRICES_128: &str = include_str!("../../shaders/lib/matrices_128.wgsl");
 pub(crate) const MATRICES_160: &str = include_str!("../../shaders/lib/matrices_160.wgsl");
 pub(crate) const MATRICES_SPLIT: &str = include_str!("../../shaders/lib/matrices_split.wgsl");

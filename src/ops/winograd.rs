@@ -20,6 +20,7 @@ use std::cell::Cell;
 use rayon::prelude::*;
 
 use crate::ops::conv2d::Params;
+use crate::ops::epilogue::epilogue;
 use crate::ops::lanes::{self, LANES};
 use crate::ops::matmul::{Product, is_shared};
 use crate::plan::TwinCall;
@@ -150,11 +151,11 @@ impl Layer<'_> {
     /// Here pixels are read, and nowhere else.
     #[inline(always)]
     fn pixel<'x>(&self, x: &'x [f32], ih: usize, iw: usize, from: usize, k: usize) -> Option<&'x [f32]> {
-        let (in_w, in_c) = (self.p.in_w as usize, self.p.in_c as usize);
-        (ih < self.p.in_h as usize && iw < in_w).then(|| &x[(ih * in_w + iw) * in_c + from..][..k])
+        let (in_w, in_c, enlarged) = (self.p.in_w as usize, self.p.in_c as usize, self.p.enlarged);
+        (ih < self.p.in_h as usize && iw < in_w).then(|| &x[((ih >> enlarged) * (in_w >> enlarged) + (iw >> enlarged)) * in_c + from..][..k])
     }
 
-    /// Makes the result of channels from `o` on of one pixel: the sum and the bias. Here results are written, and nowhere else.
+    /// Writes the sum and the bias of channels from `o` on of one pixel.
     #[inline(always)]
     fn store(&self, y: &mut [f32], o: usize, sum: &Lanes, bias: &Lanes) {
         let mut value = *sum;
@@ -318,7 +319,7 @@ pub(crate) fn twin(call: &mut TwinCall, p: &Params) {
         let plane = in_c * layer.row + LANES;
         let u = aligned(&mut weights, POINTS * plane);
         transform_weights(&layer, call.inputs[1], u, plane);
-        multiply(&layer, call.inputs[0], u, plane, call.output);
+        multiply(&layer, [call.inputs[0], call.inputs[3]], u, plane, call.output);
     }
     WEIGHTS.set(weights);
 }
@@ -332,8 +333,9 @@ fn transform_weights(layer: &Layer, weight: &[f32], u: &mut [f32], plane: usize)
 }
 
 /// A block of output channels of all items. A task is some rows of tiles of one item, cut into panels: sizes are the item's.
-fn multiply(layer: &Layer, x: &[f32], u: &[f32], plane_u: usize, y: &mut [f32]) {
-    let Layer { p, tiles_w, row, .. } = *layer;
+fn multiply(layer: &Layer, [x, added]: [&[f32]; 2], u: &[f32], plane_u: usize, y: &mut [f32]) {
+    let Layer { p, tiles_w, row, from, channels, .. } = *layer;
+    let last = epilogue!(p);
     let (in_c, out_c, out_h, out_w) = (p.in_c as usize, p.out_c as usize, p.out_h as usize, p.out_w as usize);
     let tiles_h = out_h.div_ceil(SIDE);
     let rows = part_of(tiles_h, TILES / tiles_w, 1);
@@ -346,7 +348,7 @@ fn multiply(layer: &Layer, x: &[f32], u: &[f32], plane_u: usize, y: &mut [f32]) 
     let shared = is_shared(tasks.len());
     tasks.into_par_iter().enumerate().for_each(|(task, y)| {
         let mut panels = PANELS.take();
-        let x = &x[task / per_item * (p.in_h * p.in_w) as usize * in_c..];
+        let x = &x[task / per_item * ((p.in_h >> p.enlarged) * (p.in_w >> p.enlarged)) as usize * in_c..];
         let first_row = task % per_item * rows;
         let (begin, end) = (first_row * tiles_w, (first_row + rows).min(tiles_h) * tiles_w);
         let panel = part_of(end - begin, TILES, 1);
@@ -354,12 +356,12 @@ fn multiply(layer: &Layer, x: &[f32], u: &[f32], plane_u: usize, y: &mut [f32]) 
             let tiles = panel.min(end - first);
             let (plane_v, plane_m) = (tiles * depth + LANES, tiles * row + LANES);
             let (v, m) = aligned(&mut panels, POINTS * (plane_v + plane_m)).split_at_mut(POINTS * plane_v);
-            for from in (0..in_c).step_by(depth) {
-                let k = depth.min(in_c - from);
-                lanes::wide(Patches { layer, x, first, tiles, from, k, v, plane: plane_v });
+            for c in (0..in_c).step_by(depth) {
+                let k = depth.min(in_c - c);
+                lanes::wide(Patches { layer, x, first, tiles, from: c, k, v, plane: plane_v });
                 let product = |(point, m): (usize, &mut [f32])| {
-                    let (a, lda, b) = (&v[point * plane_v..], k.next_multiple_of(LANES), &u[point * plane_u + from * row..]);
-                    Product { m: tiles, k, n: row, a, lda, b, ldb: row, b_transposed: false, accumulate: from > 0, scale: 1.0, shared: false }.run(m, row);
+                    let (a, lda, b) = (&v[point * plane_v..], k.next_multiple_of(LANES), &u[point * plane_u + c * row..]);
+                    Product { m: tiles, k, n: row, a, lda, b, ldb: row, b_transposed: false, accumulate: c > 0, scale: 1.0, shared: false }.run(m, row);
                 };
                 match shared {
                     true => m.par_chunks_mut(plane_m).enumerate().for_each(product),
@@ -367,6 +369,10 @@ fn multiply(layer: &Layer, x: &[f32], u: &[f32], plane_u: usize, y: &mut [f32]) 
                 }
             }
             lanes::wide(Results { layer, first, tiles, m, plane: plane_m, y, first_row: first_row * SIDE });
+        }
+        let first = task / per_item * out_h * out_w + first_row * SIDE * out_w;
+        for (pixel, y) in y.chunks_exact_mut(out_c).enumerate() {
+            last.finish_part(&mut y[from..from + channels], first + pixel, out_c, from, added);
         }
         PANELS.set(panels);
     });

@@ -21,7 +21,7 @@ fn inputs(p: &Params) -> [Vec<f32>; 3] {
 fn run(p: &Params, [x, weight, bias]: [&[f32]; 3]) -> Vec<f32> {
     let mut y = vec![f32::NAN; (p.batch * p.out_h * p.out_w * p.out_c) as usize];
     let shape = Shape::new(&[y.len()]);
-    twin(&mut TwinCall { params: bytemuck::bytes_of(p), inputs: &[x, weight, bias], shapes: &[], output: &mut y, output_shape: &shape }, p);
+    twin(&mut TwinCall { params: bytemuck::bytes_of(p), inputs: &[x, weight, bias, weight], shapes: &[], output: &mut y, output_shape: &shape }, p);
     y
 }
 

@@ -190,6 +190,10 @@ impl CaseInput {
 pub(crate) const ELEM: &str = include_str!("../../shaders/lib/elem_f32.wgsl");
 const ELEM_F16: &str = include_str!("../../shaders/lib/elem_f16.wgsl");
 
+/// WGSL fragments: the functions that may follow a sum, of which override constant `FUNCTION` selects one; and what stands there for none.
+pub(crate) const NETWORK: &str = include_str!("../../shaders/lib/network.wgsl");
+const NO_FUNCTION: &str = include_str!("../../shaders/lib/no_function.wgsl");
+
 /// WGSL fragment: sum and maximum over a workgroup by operations of its subgroups. A kernel that has it compiles where these are.
 pub(crate) const TREE_SUBGROUP: &str = include_str!("../../shaders/lib/tree_subgroup.wgsl");
 
@@ -214,7 +218,8 @@ pub struct Variant {
     pub meant_for: Machine,
 }
 
-/// The machines on which a variant is chosen, each of which can what those before it can. Variants are correct and proved wherever they run.
+/// The machines on which a variant is chosen. Hardware can what any machine can, and both kinds with matrices what hardware can. Variants are
+/// correct and proved wherever they run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Machine {
     Any,
@@ -223,6 +228,8 @@ pub enum Machine {
     /// Hardware with units that multiply 16 x 16 matrices of f16 with f32 sums, and with them switched on. A kernel for it does not
     /// compile elsewhere, and runs only once it was proved on the device: drivers are young there.
     Matrices,
+    /// The same with matrices of 8 x 8, and not of 16 x 16: Metal.
+    Matrices8,
 }
 
 impl Variant {
@@ -230,6 +237,17 @@ impl Variant {
     pub fn wgsl(&self, floats: DType) -> String {
         let fragment = |&text: &&'static str| if text == ELEM && floats == DType::F16 { ELEM_F16 } else { text };
         self.source.iter().map(fragment).collect::<Vec<_>>().join("\n")
+    }
+
+    /// The same without what `constants` make needless.
+    pub fn wgsl_with(&self, floats: DType, constants: &[(&str, f64)]) -> String {
+        let source = self.wgsl(floats);
+        if constants.contains(&("FUNCTION", 0.0)) { source.replace(NETWORK, NO_FUNCTION) } else { source }
+    }
+
+    /// Whether it is made of cooperative matrices.
+    pub fn needs_matrices(&self) -> bool {
+        self.meant_for >= Machine::Matrices
     }
 
     /// Whether it is made of operations of subgroups.
@@ -240,12 +258,13 @@ impl Variant {
     /// Whether it is worth more than the ones before it on `machine`. Whether subgroups are worth more than workgroup memory is the
     /// driver's matter: only a measurement says so.
     pub fn is_meant_for(&self, machine: Machine) -> bool {
-        self.meant_for <= machine && !self.needs_subgroups()
+        let fits = self.meant_for == machine || self.meant_for <= machine.min(Machine::Hardware);
+        fits && !self.needs_subgroups()
     }
 
     /// Whether a device of these limits can compile it.
     pub fn runs_on(&self, limits: &Limits) -> bool {
-        (self.meant_for < Machine::Matrices || limits.machine == Machine::Matrices) && (limits.subgroups || !self.needs_subgroups())
+        (!self.needs_matrices() || limits.machine == self.meant_for) && (limits.subgroups || !self.needs_subgroups())
     }
 
     /// The readable kernel of most ops: one invocation per element of the result, in workgroups of 256 of a `grid_1d` grid.
@@ -287,7 +306,7 @@ impl Op {
     /// The variant that runs a step where nothing was measured or proved: the last one that accepts its shapes and is meant for the
     /// machine, but for those that must be proved first.
     pub fn choose(&self, view: &StepView, machine: Machine) -> Option<&'static Variant> {
-        self.choose_of(view, machine, |v| v.meant_for < Machine::Matrices)
+        self.choose_of(view, machine, |v| !v.needs_matrices())
     }
 
     /// The same among the variants that are `fit`.

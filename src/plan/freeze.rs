@@ -105,14 +105,7 @@ impl Plan {
 
     /// Best fit over slots in step order: a slot is free for step s when its tenant was last read before s.
     fn assign(&mut self, kept: &[bool], alias: bool) {
-        let used: Vec<bool> = {
-            let mut used = vec![false; self.tape.tensors.len()];
-            for step in &self.tape.steps {
-                used[step.output.index()] = true;
-                step.inputs.iter().for_each(|&t| used[self.tape.owner(t).index()] = true);
-            }
-            used
-        };
+        let used = used(&self.tape);
         for (i, info) in self.tape.tensors.iter().enumerate() {
             let is_activation = matches!(info.kind, TensorKind::Activation | TensorKind::Reshaped(_));
             if !is_activation || kept[i] {
@@ -230,6 +223,16 @@ fn kept(tape: &Tape) -> Vec<bool> {
     kept
 }
 
+/// Tensors that some step reads or writes.
+fn used(tape: &Tape) -> Vec<bool> {
+    let mut used = vec![false; tape.tensors.len()];
+    for step in &tape.steps {
+        used[step.output.index()] = true;
+        step.inputs.iter().for_each(|&t| used[tape.owner(t).index()] = true);
+    }
+    used
+}
+
 fn lifetimes(tape: &Tape) -> Vec<(usize, usize)> {
     let mut lifetimes = vec![(0, 0); tape.tensors.len()];
     for (s, step) in tape.steps.iter().enumerate() {
@@ -240,7 +243,12 @@ fn lifetimes(tape: &Tape) -> Vec<(usize, usize)> {
 }
 
 fn check_limits(tape: &Tape, kernels: &[Option<&'static Variant>], limits: &Limits) -> Result<()> {
-    for info in &tape.tensors {
+    let used = used(tape);
+    for (i, info) in tape.tensors.iter().enumerate() {
+        // A step that was joined to another one leaves a tensor that nobody makes.
+        if !used[tape.owner(Tensor(i as u32)).index()] && matches!(info.kind, TensorKind::Activation) {
+            continue;
+        }
         let bytes = info.bytes();
         let (what, limit) = if bytes > limits.binding_bytes {
             ("binding", limits.binding_bytes)

@@ -20,8 +20,9 @@ pub struct AdapterSummary {
     pub subgroup: Option<(u32, u32)>,
     /// Cooperative matrix shapes, `16x16x16 f16 -> f32`.
     pub cooperative_matrix: Vec<String>,
-    /// Whether the kernels by cooperative matrices compile for it: 16 x 16 of f16 with f32 sums, subgroups of 32, 48 KiB of workgroup memory.
-    pub has_matrices: bool,
+    /// What it is where kernels by cooperative matrices compile for it, with f16 factors and f32 sums: 16 x 16, subgroups of 32 and 48 KiB of
+    /// workgroup memory; or 8 x 8 on Metal, whose subgroups have 32 invocations on all hardware with such units.
+    pub matrices: Option<Machine>,
     pub timestamps: bool,
     pub limits: Limits,
     pub workgroup_memory_bytes: u32,
@@ -82,15 +83,17 @@ pub(super) fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
     };
     let cooperative = adapter.cooperative_matrix_properties();
     let shape = |c: &wgpu::CooperativeMatrixProperties| format!("{}x{}x{} {:?} -> {:?}", c.m_size, c.n_size, c.k_size, c.ab_type, c.cr_type);
-    let has_shape = cooperative.iter().any(|c| {
+    let has_shape = |side: u32| {
         let [ab, cr] = [wgpu::CooperativeScalarType::F16, wgpu::CooperativeScalarType::F32];
-        (c.m_size, c.n_size, c.k_size) == (16, 16, 16) && c.ab_type == ab && c.cr_type == cr
-    });
+        cooperative.iter().any(|c| (c.m_size, c.n_size, c.k_size) == (side, side, side) && c.ab_type == ab && c.cr_type == cr)
+    };
     let needed = wgpu::Features::SHADER_F16 | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
     let fits = (info.subgroup_min_size, info.subgroup_max_size) == (32, 32) && limits.max_compute_workgroup_storage_size >= MATRICES_BYTES;
+    let is_metal = info.backend == wgpu::Backend::Metal;
+    let matrices = (has_shape(16) && fits).then_some(Machine::Matrices).or_else(|| (has_shape(8) && is_metal).then_some(Machine::Matrices8));
     AdapterSummary {
         index,
-        has_matrices: has_shape && fits && features.contains(needed) && kind != AdapterKind::Software,
+        matrices: matrices.filter(|_| features.contains(needed) && kind != AdapterKind::Software),
         name: info.name,
         vendor: info.vendor,
         device: info.device,

@@ -12,7 +12,7 @@ use crate::exec::gpu::values::{from_bytes, to_bytes};
 use crate::exec::kept::{Identity, Keeper, Kept};
 use crate::exec::precision::Precision;
 use crate::exec::{Settings, Tune};
-use crate::plan::{Limits, Machine, Weight};
+use crate::plan::{Limits, Weight};
 
 /// Bytes of weights that may wait for their copy to the device: the driver holds them a second time until then.
 const WAITING_BYTES: u64 = 256 << 20;
@@ -58,9 +58,11 @@ impl Gpu {
             return Err(Error::new(Kind::Device, summary.name, "it has no f16 in shaders, expected --precision f32"));
         }
         let mut wanted = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SHADER_F16 | wgpu::Features::PIPELINE_CACHE | wgpu::Features::SUBGROUP;
-        if settings.matrices && summary.has_matrices {
+        if settings.matrices
+            && let Some(machine) = summary.matrices
+        {
             wanted |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
-            summary.limits.machine = Machine::Matrices;
+            summary.limits.machine = machine;
         }
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("naevus"),

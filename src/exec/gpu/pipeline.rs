@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::base::{DType, Error, Kind, Result};
 use crate::exec::gpu::device::{Gpu, lock};
-use crate::plan::{Machine, Op, StepView, Variant};
+use crate::plan::{Op, StepView, Variant};
 
 /// Op, variant, the type of its floats, the bits of its constants, and whether it has runtime checks.
 pub(super) type KernelKey = (&'static str, &'static str, DType, Vec<(&'static str, u64)>, bool);
@@ -36,7 +36,7 @@ impl Gpu {
         if let Some(kernel) = lock(&self.kernels).get(&key) {
             return Ok(Arc::clone(kernel));
         }
-        let kernel = Arc::new(self.compile(op, &variant.wgsl(floats), variant, &constants, view.inputs.len(), checked)?);
+        let kernel = Arc::new(self.compile(op, &variant.wgsl_with(floats, &constants), variant, &constants, view.inputs.len(), checked)?);
         lock(&self.kernels).insert(key, Arc::clone(&kernel));
         Ok(kernel)
     }
@@ -47,7 +47,7 @@ impl Gpu {
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let descriptor = wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(source.into()) };
         // A checked index turns a matrix's load into a branch, in which the subgroup may not be whole.
-        let checked = checked && variant.meant_for != Machine::Matrices;
+        let checked = checked && !variant.needs_matrices();
         let module = if checked { self.device.create_shader_module(descriptor) } else { self.unchecked(descriptor) };
         let layout = self.bind_group_layout(&label, uniform_bytes(op), inputs);
         let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
