@@ -13,6 +13,7 @@ use naevus::exec::precision::Precision;
 use naevus::exec::tuner::{has_families, item_key};
 use naevus::exec::{Device, Settings};
 use naevus::models::{Component, Inputs, Lora, Model, Output, Port, recognise};
+use naevus::ops::join::joined;
 use naevus::plan::{Layout, Options, Session, Tape};
 use naevus::weights::{Store, Writer};
 
@@ -226,25 +227,33 @@ fn sampled(values: &[f32]) -> Vec<f32> {
     if values.len() <= SAMPLES { values.to_vec() } else { (0..SAMPLES).map(|i| values[i * values.len() / SAMPLES]).collect() }
 }
 
-/// The items' parameters in a plan of as many images and of twice as many: the choice of a family of kernels depends on them,
-/// and must not depend on the batch. `None` where the model takes one batch only, and for graphs, whose batch may be any axis.
+/// The items' parameters in plans of as many images, of twice as many, and of one: the choice of a family of kernels and what steps are joined depend on
+/// them, and must not depend on the batch. `None` where the model takes one batch only, and for graphs, whose batch may be any axis.
 fn choice_depends_on_the_batch(model: &dyn Model, component: Component, recorded: &Recorded) -> Option<String> {
     if component == Component::Onnx {
         return None;
     }
     let items = recorded.tape.inputs().map(|(_, info)| info.shape.dims().first().copied().unwrap_or(1)).max()?;
-    let mut tape = Tape::new();
-    let twice = |tape: &mut Tape, (name, info): (&str, &naevus::plan::TensorInfo)| {
-        let mut dims = info.shape.dims().to_vec();
-        dims.first_mut().filter(|n| **n == items).into_iter().for_each(|n| *n *= 2);
-        (name.to_string(), tape.input(name, &dims, info.dtype))
-    };
-    let inputs: Vec<_> = recorded.tape.inputs().map(|input| twice(&mut tape, input)).collect();
-    model.record(&mut tape, component, &Inputs::new(inputs)).ok()?;
-    let key = |tape: &Tape, step: &naevus::plan::Step| tape.view(step, |view| item_key(step.op, view));
-    let pairs = recorded.tape.steps().iter().zip(tape.steps());
-    let mut other = pairs.filter(|(one, two)| has_families(one.op) && key(&recorded.tape, one) != key(&tape, two));
-    other.next().map(|(one, two)| format!("{}: the choice depends on the batch: {} and {}", one.place, key(&recorded.tape, one), key(&tape, two)))
+    let one = joined(recorded.tape.clone(), &[]);
+    [2 * items, 1].into_iter().find_map(|other| {
+        let mut tape = Tape::new();
+        let resized = |tape: &mut Tape, (name, info): (&str, &naevus::plan::TensorInfo)| {
+            let mut dims = info.shape.dims().to_vec();
+            dims.first_mut().filter(|n| **n == items).into_iter().for_each(|n| *n = other);
+            (name.to_string(), tape.input(name, &dims, info.dtype))
+        };
+        let inputs: Vec<_> = recorded.tape.inputs().map(|input| resized(&mut tape, input)).collect();
+        let outputs = model.record(&mut tape, component, &Inputs::new(inputs)).ok()?;
+        outputs.iter().for_each(|output| tape.output(&output.name, output.tensor));
+        let tape = joined(tape, &[]);
+        let key = |tape: &Tape, step: &naevus::plan::Step| match has_families(step.op) {
+            true => tape.view(step, |view| item_key(step.op, view)),
+            false => step.op.name.to_string(),
+        };
+        let mut pairs = one.steps().iter().zip(tape.steps());
+        let differs = pairs.find(|(a, b)| key(&one, a) != key(&tape, b));
+        differs.map(|(a, b)| format!("{}: the choice depends on the batch: {} and {}", a.place, key(&one, a), key(&tape, b)))
+    })
 }
 
 /// A row's name and its file: inputs, outputs, samples.

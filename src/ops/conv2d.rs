@@ -7,13 +7,13 @@ use crate::base::{DType, Result, Tolerance};
 use crate::ops::activation::{Function, SIGMOID};
 use crate::ops::epilogue::{EPILOGUE, EPILOGUE_4, NETWORK, epilogue};
 use crate::ops::join::joined;
-use crate::ops::matmul::{column_lanes, fills_the_device};
+use crate::ops::matmul::{column_lanes, fills_the_device, shuffled_lanes};
 use crate::ops::{
     ELEM, ELEM_MATRICES, LINEAR_INDEX, MATRICES, MATRICES_8, MATRICES_128, MATRICES_160, MATRICES_OF_8, MATRICES_SPLIT, MATRICES_STAGE, TILE_64, TILE_128,
     TILE_STORE, conv2d_cpu,
 };
 use crate::params;
-use crate::plan::card::grid_1d;
+use crate::plan::card::{SHUFFLE, grid_1d};
 use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Machine, Op, StepView, Tape, Tensor, Variant};
 
 params! {
@@ -128,6 +128,24 @@ pub static OP: Op = Op {
             grid: |s| {
                 let p: Params = s.params();
                 [p.out_c.div_ceil(32), winograd_tiles(&p), 1]
+            },
+        },
+        // Before `tiled`, so that only a measurement chooses it.
+        Variant {
+            name: "shuffled",
+            family: "shuffled",
+            source: &[ELEM, SHUFFLE, SIGMOID, NETWORK, EPILOGUE_4, include_str!("../../shaders/conv2d_shuffled.wgsl")],
+            workgroup: 64,
+            meant_for: Machine::Hardware,
+            constants: |s| vec![("WG", f64::from(shuffled_lanes(s.params::<Params>().out_c))), function(s)],
+            accepts: |s| {
+                let p: Params = s.params();
+                let tiles = p.out_w.div_ceil(TILE_PIXELS);
+                p.groups == 1 && p.out_c.is_multiple_of(4) && p.batch * p.out_h <= 65_535 && tiles <= 65_535
+            },
+            grid: |s| {
+                let p: Params = s.params();
+                [p.out_w.div_ceil(TILE_PIXELS), p.batch * p.out_h, p.out_c.div_ceil(4 * shuffled_lanes(p.out_c))]
             },
         },
         Variant {

@@ -13,6 +13,7 @@ use crate::ops::{
     TILE_STORE,
 };
 use crate::params;
+use crate::plan::card::SHUFFLE;
 use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Machine, Op, StepView, Tape, Tensor, TwinCall, Variant};
 
 params! {
@@ -41,6 +42,11 @@ pub(crate) fn column_lanes(columns: u32) -> u32 {
     if (1..=8).contains(&(columns.div_ceil(4) % 16)) { 8 } else { 16 }
 }
 
+/// Invocations of a `shuffled` workgroup, four columns each.
+pub(crate) fn shuffled_lanes(columns: u32) -> u32 {
+    if columns.is_multiple_of(256) { 64 } else { 32 }
+}
+
 pub static OP: Op = Op {
     name: "matmul",
     params: Params::FIELDS,
@@ -56,6 +62,23 @@ pub static OP: Op = Op {
         Variant {
             constants: |s| vec![("WG", 256.0), function(s)],
             ..Variant::per_element(&[ELEM, LINEAR_INDEX, SIGMOID, NETWORK, EPILOGUE, include_str!("../../shaders/matmul.wgsl")])
+        },
+        // Before `tiled`, so that only a measurement chooses it.
+        Variant {
+            name: "shuffled",
+            family: "shuffled",
+            source: &[ELEM, SHUFFLE, SIGMOID, NETWORK, EPILOGUE_4, include_str!("../../shaders/matmul_shuffled.wgsl")],
+            workgroup: 64,
+            meant_for: Machine::Hardware,
+            constants: |s| vec![("WG", f64::from(shuffled_lanes(s.params::<Params>().n))), function(s)],
+            accepts: |s| {
+                let p: Params = s.params();
+                p.n.is_multiple_of(4) && p.m >= 4 && p.batch <= 65_535 && p.m.div_ceil(TILE_M as u32) <= 65_535
+            },
+            grid: |s| {
+                let p: Params = s.params();
+                [p.m.div_ceil(TILE_M as u32), p.n.div_ceil(4 * shuffled_lanes(p.n)), p.batch]
+            },
         },
         Variant {
             name: "tiled",

@@ -196,6 +196,8 @@ const NO_FUNCTION: &str = include_str!("../../shaders/lib/no_function.wgsl");
 
 /// WGSL fragment: sum and maximum over a workgroup by operations of its subgroups. A kernel that has it compiles where these are.
 pub(crate) const TREE_SUBGROUP: &str = include_str!("../../shaders/lib/tree_subgroup.wgsl");
+/// The same of an invocation's place in its subgroup.
+pub(crate) const SHUFFLE: &str = include_str!("../../shaders/lib/shuffle.wgsl");
 
 /// One GPU kernel for an op: its idea, its WGSL, what it is meant for.
 pub struct Variant {
@@ -252,7 +254,7 @@ impl Variant {
 
     /// Whether it is made of operations of subgroups.
     pub fn needs_subgroups(&self) -> bool {
-        self.source.contains(&TREE_SUBGROUP)
+        self.source.contains(&TREE_SUBGROUP) || self.source.contains(&SHUFFLE)
     }
 
     /// Whether it is worth more than the ones before it on `machine`. Whether subgroups are worth more than workgroup memory is the
