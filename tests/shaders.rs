@@ -149,8 +149,8 @@ fn translate(module: &Module, info: &ModuleInfo) -> Result<(), String> {
     }
     if is_metal {
         // A matrix is loaded through a pointer to scalars, or Metal refuses the kernel.
-        let call = text.split("= NagaCooperativeLoad(").nth(1).ok_or("MSL without a load of a matrix")?;
-        let array = call.trim_start_matches('&').split(['.', '[']).next().unwrap_or_default();
+        let call = text.split("NagaCooperativeLoad(&").nth(1).ok_or("MSL without a load of a matrix")?;
+        let array = call.split(['.', '[']).next().unwrap_or_default();
         let is_scalar = module.global_variables.iter().any(|(_, v)| {
             let TypeInner::Array { base, .. } = module.types[v.ty].inner else { return false };
             v.name.as_deref() == Some(array.trim_end_matches('_')) && matches!(module.types[base].inner, TypeInner::Scalar(_))

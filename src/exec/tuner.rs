@@ -29,7 +29,7 @@ const MOST: Duration = Duration::from_secs(60);
 const FASTER: f64 = 0.97;
 
 /// Parameters that count items of a batch, by their names in the ops' parameter structs.
-const OF_THE_BATCH: [&str; 3] = ["batch", "len", "bias_rows"];
+const OF_THE_BATCH: [&str; 4] = ["batch", "len", "bias_rows", "rows"];
 
 /// Parameters of what was joined to a step with sums: it follows them, so the family does not depend on it.
 const OF_WHAT_FOLLOWS: [&str; 5] = ["added_rows", "added_count", "function", "a", "b"];

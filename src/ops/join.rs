@@ -128,7 +128,7 @@ mod tests {
     use crate::ops::activation::Function;
     use crate::ops::case::run_tape;
     use crate::ops::conv2d::Conv2d;
-    use crate::plan::Limits;
+    use crate::plan::{Limits, Options, Plan};
 
     /// A residual block: enlargement, convolution, time embedding and function; convolution and shortcut; tokens, a layer, the sum with the image.
     fn block() -> (Tape, Tensor, [Tensor; 2]) {
@@ -166,9 +166,21 @@ mod tests {
         let bits = |t: &Tape| run_tape(t, &values, y).unwrap().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&plain), bits(&small));
         assert!(small.total_cost().bytes * 2 < plain.total_cost().bytes);
-        // What nobody makes any more needs no memory and no limit.
-        let options = crate::plan::Options { limits: Limits { binding_bytes: 4 * 768, ..Limits::HOST }, ..Default::default() };
-        assert!(crate::plan::Plan::freeze(small, &options).unwrap().slots.len() <= 2);
+        assert_eq!(Plan::freeze(small, &Options::default()).unwrap().slots.len(), 2);
+    }
+
+    /// A device that could not hold the enlarged image takes the convolution of it.
+    #[test]
+    fn what_nobody_makes_has_no_limit() {
+        let mut t = Tape::new();
+        let x = t.input("x", &[1, 16, 16, 8], DType::F32);
+        let w = t.input("w", &[3, 3, 8, 8], DType::F32);
+        let up = t.upsample_nearest(x, 4).unwrap();
+        let y = t.conv2d(up, w, None, &Conv2d::padded(1).strided(4)).unwrap();
+        t.output("y", y);
+        let options = Options { limits: Limits { binding_bytes: 4 * 2048, ..Limits::HOST }, ..Options::default() };
+        assert!(Plan::freeze(t.clone(), &options).unwrap_err().fact().contains("needs a binding"));
+        Plan::freeze(joined(t, &[]), &options).unwrap();
     }
 
     #[test]
