@@ -138,11 +138,7 @@ pub static OP: Op = Op {
             workgroup: 64,
             meant_for: Machine::Hardware,
             constants: |s| vec![("WG", f64::from(shuffled_lanes(s.params::<Params>().out_c))), function(s)],
-            accepts: |s| {
-                let p: Params = s.params();
-                let tiles = p.out_w.div_ceil(TILE_PIXELS);
-                p.groups == 1 && p.out_c.is_multiple_of(4) && p.batch * p.out_h <= 65_535 && tiles <= 65_535
-            },
+            accepts: accepts_tiled,
             grid: |s| {
                 let p: Params = s.params();
                 [p.out_w.div_ceil(TILE_PIXELS), p.batch * p.out_h, p.out_c.div_ceil(4 * shuffled_lanes(p.out_c))]
@@ -155,17 +151,13 @@ pub static OP: Op = Op {
             workgroup: 16,
             meant_for: Machine::Any,
             constants: |s| vec![("WG", f64::from(column_lanes(s.params::<Params>().out_c))), function(s)],
-            accepts: |s| {
-                let p: Params = s.params();
-                let tiles = p.out_w.div_ceil(TILE_PIXELS);
-                p.groups == 1 && p.out_c.is_multiple_of(4) && p.batch * p.out_h <= 65_535 && tiles <= 65_535
-            },
+            accepts: accepts_tiled,
             grid: |s| {
                 let p: Params = s.params();
                 [p.out_w.div_ceil(TILE_PIXELS), p.batch * p.out_h, p.out_c.div_ceil(4 * column_lanes(p.out_c))]
             },
         },
-        // Last but one: with indices into its sums that were not constant it ran at a fifteenth of what it can (docs/performance.md).
+        // Before `shared_64`: with indices into its sums that were not constant it ran at a fifteenth of what it can (docs/performance.md).
         Variant {
             name: "shared_128",
             family: "shared",
@@ -277,6 +269,13 @@ fn function(s: &StepView) -> (&'static str, f64) {
 
 pub(crate) fn is_depthwise(p: &Params) -> bool {
     p.groups > 1 && p.groups == p.in_c && p.groups == p.out_c
+}
+
+/// Tiles of 8 pixels of a row and four channels, whatever brings the values.
+fn accepts_tiled(s: &StepView) -> bool {
+    let p: Params = s.params();
+    let tiles = p.out_w.div_ceil(TILE_PIXELS);
+    p.groups == 1 && p.out_c.is_multiple_of(4) && p.batch * p.out_h <= 65_535 && tiles <= 65_535
 }
 
 /// Both tile sizes add along K in the same order, so the size may depend on the batch: a pixel's bits do not.

@@ -71,10 +71,7 @@ pub static OP: Op = Op {
             workgroup: 64,
             meant_for: Machine::Hardware,
             constants: |s| vec![("WG", f64::from(shuffled_lanes(s.params::<Params>().n))), function(s)],
-            accepts: |s| {
-                let p: Params = s.params();
-                p.n.is_multiple_of(4) && p.m >= 4 && p.batch <= 65_535 && p.m.div_ceil(TILE_M as u32) <= 65_535
-            },
+            accepts: accepts_tiled,
             grid: |s| {
                 let p: Params = s.params();
                 [p.m.div_ceil(TILE_M as u32), p.n.div_ceil(4 * shuffled_lanes(p.n)), p.batch]
@@ -87,10 +84,7 @@ pub static OP: Op = Op {
             workgroup: 16,
             meant_for: Machine::Any,
             constants: |s| vec![("WG", f64::from(column_lanes(s.params::<Params>().n))), function(s)],
-            accepts: |s| {
-                let p: Params = s.params();
-                p.n.is_multiple_of(4) && p.m >= 4 && p.batch <= 65_535 && p.m.div_ceil(TILE_M as u32) <= 65_535
-            },
+            accepts: accepts_tiled,
             grid: |s| {
                 let p: Params = s.params();
                 [p.m.div_ceil(TILE_M as u32), p.n.div_ceil(4 * column_lanes(p.n)), p.batch]
@@ -112,7 +106,7 @@ pub static OP: Op = Op {
                 [p.n.div_ceil(64), p.m, p.batch]
             },
         },
-        // Last but one: with indices into its sums that were not constant it ran at a fifteenth of what it can (docs/performance.md).
+        // Before `shared_64`: with indices into its sums that were not constant it ran at a fifteenth of what it can (docs/performance.md).
         Variant {
             name: "shared_128",
             family: "shared",
@@ -190,6 +184,12 @@ const SHARED: &str = include_str!("../../shaders/matmul_shared.wgsl");
 
 fn function(s: &StepView) -> (&'static str, f64) {
     epilogue!(s.params::<Params>()).constant()
+}
+
+/// Tiles of 8 rows and four columns, whatever brings the values.
+fn accepts_tiled(s: &StepView) -> bool {
+    let p: Params = s.params();
+    p.n.is_multiple_of(4) && p.m >= 4 && p.batch <= 65_535 && p.m.div_ceil(TILE_M as u32) <= 65_535
 }
 
 /// Both tile sizes add along K in the same order, so the size may depend on the batch: a row's bits do not.
