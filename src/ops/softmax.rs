@@ -5,10 +5,9 @@
 use rayon::prelude::*;
 
 use crate::base::{DType, Result, Tolerance};
-use crate::ops::{ELEM, TREE_F32, TREE_SLICES, TREE_SUBGROUP, lanes, row_slices};
+use crate::ops::{lanes, row_slices};
 use crate::params;
-use crate::plan::card::grid_1d;
-use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Machine, Op, StepView, Tape, Tensor, TwinCall, Variant};
+use crate::plan::{Case, CaseInput, Cost, Fill, Layout, Op, StepView, Tape, Tensor, TwinCall};
 
 params! {
     pub struct Params {
@@ -28,52 +27,10 @@ pub static OP: Op = Op {
     tolerance: Tolerance { relative: 5e-6, reason: "exp(x) of WGSL may be wrong by 3 + 2|x| ulp; large |x - max| have small results" },
     f16: true,
     statistics: &[],
-    variants: &[
-        DIRECT,
-        Variant {
-            name: "subgroups",
-            family: "subgroups",
-            source: &[ELEM, TREE_SUBGROUP, include_str!("../../shaders/softmax.wgsl")],
-            meant_for: Machine::Hardware,
-            ..DIRECT
-        },
-        Variant {
-            name: "wide_subgroups",
-            family: "wide_subgroups",
-            source: &[ELEM, TREE_SUBGROUP, include_str!("../../shaders/softmax_wide.wgsl")],
-            constants: |s| row_slices::constants_alone(s.params::<Params>().channels),
-            grid: DIRECT.grid,
-            ..WIDE
-        },
-        WIDE,
-    ],
+    variants: &row_slices::variants(&KERNELS),
 };
 
-const DIRECT: Variant = Variant {
-    name: "direct",
-    family: "direct",
-    source: &[ELEM, TREE_F32, include_str!("../../shaders/softmax.wgsl")],
-    workgroup: 64,
-    meant_for: Machine::Any,
-    constants: |_| vec![],
-    accepts: |_| true,
-    grid: |s| grid_1d(s.params::<Params>().rows as usize, 1),
-};
-
-/// The heuristic's choice on hardware unmeasured: it reads x once where `direct` reads it three times, in wider loads.
-const WIDE: Variant = Variant {
-    name: "wide",
-    family: "wide",
-    source: &[ELEM, TREE_SLICES, include_str!("../../shaders/softmax_wide.wgsl")],
-    workgroup: 256,
-    meant_for: Machine::Hardware,
-    constants: |s| row_slices::constants(s.params::<Params>().channels),
-    accepts: |s| row_slices::accepts(s.params::<Params>().channels),
-    grid: |s| {
-        let p: Params = s.params();
-        row_slices::grid(p.rows, p.channels)
-    },
-};
+static KERNELS: [[&str; 3]; 4] = row_slices::sources(include_str!("../../shaders/softmax.wgsl"), include_str!("../../shaders/softmax_wide.wgsl"));
 
 impl Tape {
     /// Softmax of `x` over its last axis.
